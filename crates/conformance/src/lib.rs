@@ -1,0 +1,1 @@
+//! The op suite that every backend must pass bit for bit.

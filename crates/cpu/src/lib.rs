@@ -1,0 +1,1 @@
+//! The CPU backend: packed weights, threads, kernels chosen at run time.

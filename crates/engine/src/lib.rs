@@ -1,0 +1,1 @@
+//! The serving core: a pure state machine for continuous batching.

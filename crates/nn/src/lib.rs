@@ -1,0 +1,1 @@
+//! Layers over any backend: Linear, Norm, Attention, Mlp, Embedding.

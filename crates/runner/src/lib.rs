@@ -1,0 +1,1 @@
+//! Runs a model for the serving core: weights, pages, buckets.

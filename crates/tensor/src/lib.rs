@@ -1,0 +1,1 @@
+//! The tensor trait of Samebits and the numerics contract in code.

@@ -1,0 +1,1 @@
+//! Kernels as plain functions over slices and bytes.
