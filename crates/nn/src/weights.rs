@@ -1,0 +1,219 @@
+//! Where a model's weights come from.
+
+use samebits_tensor::{Format, HostWeight};
+
+/// Weights by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`, `lm_head.weight`), in one
+/// convention whatever file they are in:
+/// - matrices are `[out, in]`;
+/// - q and k rows are in the half-split order of rotary channels;
+/// - norm weights are what the normalised value is multiplied by (Gemma's added one is in them).
+pub trait WeightSource: Send + Sync {
+    /// The weight called `name`.
+    ///
+    /// # Errors
+    /// [`WeightError::Missing`] if there is none, [`WeightError::Invalid`] if it cannot be brought into the
+    /// convention.
+    fn get(&self, name: &str) -> Result<HostWeight, WeightError>;
+
+    /// Whether there is a weight called `name`.
+    fn contains(&self, name: &str) -> bool;
+
+    /// Every name, in the order of the file or files.
+    fn names(&self) -> Vec<String>;
+
+    /// The file or directory, for errors.
+    fn origin(&self) -> String;
+
+    /// The weight called `name`, which must have shape `shape`, outermost extent first.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and [`WeightError::Shape`].
+    fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<HostWeight, WeightError> {
+        let weight = self.get(name)?;
+        if weight.shape == shape {
+            return Ok(weight);
+        }
+        let (expected, found) = (shape.to_vec(), weight.shape);
+        Err(WeightError::Shape { name: name.into(), origin: self.origin(), expected, found })
+    }
+}
+
+/// What is wrong with a weight; every variant names it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WeightError {
+    /// The model needs a weight that the file does not have.
+    #[error("{origin}: there is no tensor `{name}`; the file is incomplete or of another architecture")]
+    Missing {
+        /// The weight.
+        name: String,
+        /// The file.
+        origin: String,
+    },
+    /// A weight of another shape than the configuration's.
+    #[error("{origin}: tensor `{name}` has shape {found:?}, but the configuration needs {expected:?}")]
+    Shape {
+        /// The weight.
+        name: String,
+        /// The file.
+        origin: String,
+        /// What the configuration says, outermost first.
+        expected: Vec<usize>,
+        /// What the file holds, outermost first.
+        found: Vec<usize>,
+    },
+    /// A weight that cannot be brought into the convention of [`WeightSource`].
+    #[error("{origin}: tensor `{name}`: {detail}")]
+    Invalid {
+        /// The weight.
+        name: String,
+        /// The file.
+        origin: String,
+        /// What is wrong, and what would do.
+        detail: String,
+    },
+    /// A weight with a NaN or an infinity.
+    #[error("tensor `{name}` holds {value} at element {index}; the file is damaged or its training diverged")]
+    NotFinite {
+        /// The weight.
+        name: String,
+        /// Row-major index of the element, or of the first element of the block whose scale it is.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+}
+
+/// Checks that every value of `weight` is finite, by its block scales where it has them.
+///
+/// # Errors
+/// [`WeightError::NotFinite`] with the first index.
+pub fn check_finite(weight: &HostWeight) -> Result<(), WeightError> {
+    let (block_bytes, block_len) = (weight.format.block_bytes(), weight.format.block_len());
+    let found = match weight.format {
+        Format::F32 => first_position(&weight.bytes, 4, |b| u32_at(b, 0) & 0x7f80_0000 == 0x7f80_0000),
+        Format::F16 => first_position(&weight.bytes, 2, |b| !f16_is_finite(b, 0)),
+        Format::BF16 => first_position(&weight.bytes, 2, |b| u16_at(b, 0) & 0x7f80 == 0x7f80),
+        // Code 255 of a power-of-two scale is NaN (OCP Microscaling 1.0, section 5.4.1).
+        Format::Mxfp4 => first_position(&weight.bytes, block_bytes, |b| b[0] == 255),
+        format => {
+            let scales = scale_offsets(format);
+            first_position(&weight.bytes, block_bytes, |b| scales.iter().any(|&at| !f16_is_finite(b, at)))
+        }
+    };
+    match found {
+        None => Ok(()),
+        Some(block) => {
+            let (name, index) = (weight.name.clone(), block * block_len);
+            let value = bad_value(weight, block);
+            Err(WeightError::NotFinite { name, index, value })
+        }
+    }
+}
+
+/// Byte offsets of the f16 scales and minima in a block (`ggml-common.h`).
+fn scale_offsets(format: Format) -> &'static [usize] {
+    match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl => &[0],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::Q6_K => &[208],
+        Format::F32 | Format::F16 | Format::BF16 | Format::Mxfp4 => &[],
+    }
+}
+
+fn first_position(bytes: &[u8], block_bytes: usize, is_bad: impl Fn(&[u8]) -> bool) -> Option<usize> {
+    bytes.chunks_exact(block_bytes).position(is_bad)
+}
+
+fn bad_value(weight: &HostWeight, block: usize) -> f32 {
+    let width = weight.format.block_bytes();
+    let bytes = &weight.bytes[block * width..(block + 1) * width];
+    match weight.format {
+        Format::F32 => f32::from_bits(u32_at(bytes, 0)),
+        Format::BF16 => f32::from_bits(u32::from(u16_at(bytes, 0)) << 16),
+        Format::Mxfp4 => f32::NAN,
+        Format::F16 => f16_not_finite(bytes, 0),
+        format => {
+            let at = scale_offsets(format).iter().find(|&&at| !f16_is_finite(bytes, at));
+            at.map_or(f32::NAN, |&at| f16_not_finite(bytes, at))
+        }
+    }
+}
+
+fn f16_is_finite(bytes: &[u8], at: usize) -> bool {
+    u16_at(bytes, at) & 0x7c00 != 0x7c00
+}
+
+fn f16_not_finite(bytes: &[u8], at: usize) -> f32 {
+    match u16_at(bytes, at) {
+        0x7c00 => f32::INFINITY,
+        0xfc00 => f32::NEG_INFINITY,
+        _ => f32::NAN,
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(format: Format, bytes: Vec<u8>) -> HostWeight {
+        let elements = bytes.len() / format.block_bytes() * format.block_len();
+        HostWeight { name: "w".into(), format, shape: vec![elements], bytes: bytes.into() }
+    }
+
+    #[test]
+    fn a_bad_float_is_found_at_its_index() {
+        let floats = [1.0f32, -2.0, f32::NEG_INFINITY, f32::NAN];
+        let bytes = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let error = check_finite(&weight(Format::F32, bytes)).unwrap_err();
+        let value = f32::NEG_INFINITY;
+        assert_eq!(error, WeightError::NotFinite { name: "w".into(), index: 2, value });
+    }
+
+    #[test]
+    fn a_bad_scale_is_found_in_every_block_format() {
+        for format in [
+            Format::F16,
+            Format::Q4_0,
+            Format::Q4_1,
+            Format::Q5_0,
+            Format::Q5_1,
+            Format::Q8_0,
+            Format::Q2_K,
+            Format::Q3_K,
+            Format::Q4_K,
+            Format::Q5_K,
+            Format::Q6_K,
+            Format::Iq4Nl,
+        ] {
+            let width = format.block_bytes();
+            let offsets = if format == Format::F16 { &[0] } else { scale_offsets(format) };
+            for &at in offsets {
+                let mut bytes = vec![0; width * 3];
+                assert_eq!(check_finite(&weight(format, bytes.clone())), Ok(()));
+                bytes[width + at + 1] = 0x7c;
+                let (name, index, value) = ("w".into(), format.block_len(), f32::INFINITY);
+                let found = check_finite(&weight(format, bytes));
+                assert_eq!(found, Err(WeightError::NotFinite { name, index, value }), "{format}");
+            }
+        }
+    }
+
+    #[test]
+    fn nan_in_bf16_and_mxfp4_is_found() {
+        assert!(check_finite(&weight(Format::BF16, vec![0, 0, 0xc0, 0x7f])).is_err());
+        let mut block = vec![127; Format::Mxfp4.block_bytes()];
+        assert!(check_finite(&weight(Format::Mxfp4, block.clone())).is_ok());
+        block[0] = 255;
+        assert!(check_finite(&weight(Format::Mxfp4, block)).is_err());
+    }
+}
