@@ -1,0 +1,217 @@
+use std::ops::Range;
+
+use crate::{
+    Activation, AttentionBatch, AttentionParams, DType, Format, HostTensor, HostWeight, KvCache, PlainWeight,
+    Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
+};
+
+/// What a device is and what it takes. What is absent here is refused, never degraded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capabilities {
+    /// Short name of the backend: `cpu`, `candle`, `trace`.
+    pub name: String,
+    /// The device and the code path chosen on it, for people: `AVX-512 VNNI, 2 threads`.
+    pub device: String,
+    /// Block formats that [`Backend::pack`] takes.
+    pub formats: Vec<Format>,
+    /// Memory that weights and pages may fill, in bytes, where the device tells.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Element-wise operation of one operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnaryOp {
+    /// `-x` of f32 (sign bit flipped) or i32.
+    Neg,
+    /// `|x|` of f32 (sign bit cleared).
+    Abs,
+    /// Correctly rounded square root of f32.
+    Sqrt,
+    /// Nearest integer of f32, ties to even, still f32.
+    RoundEven,
+}
+
+/// Element-wise operation of two operands of one shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BinaryOp {
+    /// Sum of f32, or of i32 (which wraps).
+    Add,
+    /// Difference of f32 or i32.
+    Sub,
+    /// Product of f32 or i32.
+    Mul,
+    /// Correctly rounded quotient of f32.
+    Div,
+    /// Larger f32 or i32; NaN if either is. The sign of a zero result is not specified.
+    Max,
+    /// Bits of both, of i32 or bool.
+    And,
+    /// Bits of either, of i32 or bool.
+    Or,
+    /// i32 shifted left by 0 to 31; bits shifted out are lost.
+    Shl,
+    /// i32 shifted right by 0 to 31, the sign bit copied in.
+    Shr,
+}
+
+/// Element-wise comparison of f32 or i32; false where an operand is NaN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CompareOp {
+    /// `a < b`.
+    Lt,
+    /// `a <= b`.
+    Le,
+    /// `a == b`.
+    Eq,
+}
+
+/// A device that computes the contract, or records it.
+///
+/// The first part is what a backend must implement: exact primitives, whose results do not depend on an order
+/// of execution. They are called through [`Tensor`], which has checked the operands and inferred the result's
+/// shape and dtype. The second part is the fused operations, each with [`decompose`] as its meaning.
+pub trait Backend: Clone + Send + Sync + Sized + 'static {
+    /// A buffer where the backend is eager, a node where it traces.
+    type Data: Clone + Send + Sync;
+    /// A packed weight matrix; [`PlainWeight`] where the backend has no layout of its own.
+    type Weight: Clone + Send + Sync;
+
+    /// What this device is and takes.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Copies a host tensor to the device.
+    fn upload(&self, host: &HostTensor) -> Result<Self::Data>;
+    /// Copies a tensor to the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Traced`] where there is no value yet.
+    fn download(&self, x: &Tensor<Self>) -> Result<HostTensor>;
+    /// `shape` filled with `value`.
+    fn full(&self, shape: &Shape, value: Scalar) -> Result<Self::Data>;
+    /// i32 of `shape`, each element its index along `axis`.
+    fn iota(&self, shape: &Shape, axis: usize) -> Result<Self::Data>;
+    /// The same elements in row-major order under another shape.
+    fn reshape(&self, x: &Tensor<Self>, shape: &Shape) -> Result<Self::Data>;
+    /// Axis `i` of the result is axis `axes[i]` of `x`.
+    fn permute(&self, x: &Tensor<Self>, axes: &[usize], shape: &Shape) -> Result<Self::Data>;
+    /// The box given by one range for each axis.
+    fn slice(&self, x: &Tensor<Self>, ranges: &[Range<usize>], shape: &Shape) -> Result<Self::Data>;
+    /// Axes of extent 1 repeated to the extent of `shape`, which has the same rank.
+    fn broadcast(&self, x: &Tensor<Self>, shape: &Shape) -> Result<Self::Data>;
+    /// Tensors one after the other along `axis`.
+    fn concat(&self, xs: &[&Tensor<Self>], axis: usize, shape: &Shape) -> Result<Self::Data>;
+    /// Values in another type. Between floats: nearest, ties to even. From f32 to an integer: toward zero,
+    /// saturating, NaN to 0. Between integers: the low bits (widening keeps the value). From bool: 0 or 1.
+    fn cast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Self::Data>;
+    /// The bits of f32 as i32, or of i32 as f32.
+    fn bitcast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Self::Data>;
+    /// Element-wise `op`.
+    fn unary(&self, op: UnaryOp, x: &Tensor<Self>) -> Result<Self::Data>;
+    /// Element-wise `op` of two tensors of one shape and dtype.
+    fn binary(&self, op: BinaryOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Self::Data>;
+    /// Element-wise comparison of two tensors of one shape and dtype, as bool.
+    fn compare(&self, op: CompareOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Self::Data>;
+    /// `a` where `condition` holds, else `b`.
+    fn select(&self, condition: &Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Self::Data>;
+    /// Largest element along the last axis, which is dropped and has at least one element; NaN if any is.
+    fn max_reduce(&self, x: &Tensor<Self>, shape: &Shape) -> Result<Self::Data>;
+    /// `a [batch, m, k]` times the transpose of `b [batch, n, k]`, both i8 or u8, as i32 `[batch, m, n]`.
+    /// The caller sees to it that every partial sum stays below 2^24 in magnitude, so that a float accumulator
+    /// is as exact as an integer one.
+    fn matmul_exact(&self, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Self::Data>;
+    /// Rows of `x [n, …]` at `indices [m]` (i32), as `[m, …]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Index`] for an index outside of `0..n` (a device may fault later instead).
+    fn gather(&self, x: &Tensor<Self>, indices: &Tensor<Self>) -> Result<Self::Data>;
+    /// Replaces row `indices[i]` of `x [n, …]` by row `i` of `rows [m, …]`: in place where the backend is eager,
+    /// a new value of the same buffer where it traces. Where an index repeats, one of its rows stays.
+    ///
+    /// # Errors
+    /// As [`Self::gather`]; `x` is then unchanged.
+    fn scatter(
+        &self,
+        x: &mut Self::Data,
+        x_shape: &Shape,
+        indices: &Tensor<Self>,
+        rows: &Tensor<Self>,
+    ) -> Result<()>;
+
+    /// Lays a weight matrix out for this device, without changing a value. [`PlainWeight::unpack`] does it for
+    /// a backend without a layout of its own.
+    fn pack(&self, weight: &HostWeight) -> Result<Self::Weight>;
+    /// The contract's view of a packed weight: its integers and scales.
+    fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>>;
+
+    /// `x [m, k]` times the transpose of a weight `[n, k]`, as `[m, n]`. See [`decompose::linear`].
+    fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
+        decompose::linear(x, &self.plain(weight)?)
+    }
+    /// Several linear layers of one input, whose activation a backend may quantise once.
+    fn linears(&self, x: &Tensor<Self>, weights: &[&Weight<Self>]) -> Result<Vec<Tensor<Self>>> {
+        weights.iter().map(|weight| self.linear(x, weight)).collect()
+    }
+    /// Rows of a weight `[n, k]` at `ids [t]`, dequantised to f32 `[t, k]`. See [`decompose::embedding`].
+    fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
+        decompose::embedding(ids, &self.plain(weight)?)
+    }
+    /// Root-mean-square norm of the rows of `x [m, n]`. See [`decompose::rms_norm`].
+    fn rms_norm(&self, x: &Tensor<Self>, weight: &Tensor<Self>, eps: f32) -> Result<Tensor<Self>> {
+        decompose::rms_norm(x, weight, eps)
+    }
+    /// Layer norm of the rows of `x [m, n]`. See [`decompose::layer_norm`].
+    fn layer_norm(
+        &self,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<Tensor<Self>> {
+        decompose::layer_norm(x, weight, bias, eps)
+    }
+    /// Rotary embedding of `x [t, heads, head_dim]`. See [`decompose::rope`].
+    fn rope(
+        &self,
+        x: &Tensor<Self>,
+        positions: &Tensor<Self>,
+        table: &RopeTable<Self>,
+    ) -> Result<Tensor<Self>> {
+        decompose::rope(x, positions, table)
+    }
+    /// Quantises new keys and values and writes them to their slots. See [`decompose::store_kv`].
+    fn store_kv(
+        &self,
+        cache: &mut KvCache<Self>,
+        k: &Tensor<Self>,
+        v: &Tensor<Self>,
+        slots: &Tensor<Self>,
+    ) -> Result<()> {
+        decompose::store_kv(cache, k, v, slots)
+    }
+    /// Paged attention over the int8 cache. See [`decompose::attention`].
+    fn attention(
+        &self,
+        q: &Tensor<Self>,
+        cache: &KvCache<Self>,
+        batch: &AttentionBatch<Self>,
+        params: &AttentionParams,
+    ) -> Result<Tensor<Self>> {
+        decompose::attention(q, cache, batch, params)
+    }
+    /// `activation(gate) * up`, element-wise: SwiGLU or GeGLU. See [`decompose::glu`].
+    fn glu(&self, gate: &Tensor<Self>, up: &Tensor<Self>, activation: Activation) -> Result<Tensor<Self>> {
+        decompose::glu(gate, up, activation)
+    }
+    /// `activation(x)`, element-wise. See [`decompose::activate`].
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> Result<Tensor<Self>> {
+        decompose::activate(x, activation)
+    }
+    /// Softmax of the rows of `x [m, n]`. See [`decompose::softmax`].
+    fn softmax(&self, x: &Tensor<Self>) -> Result<Tensor<Self>> {
+        decompose::softmax(x)
+    }
+    /// `cap * tanh(x / cap)`, element-wise. See [`decompose::soft_cap`].
+    fn soft_cap(&self, x: &Tensor<Self>, cap: f32) -> Result<Tensor<Self>> {
+        decompose::soft_cap(x, cap)
+    }
+}

@@ -1,0 +1,156 @@
+use crate::{
+    Backend, BinaryOp, CompareOp, DType, PlainWeight, Result, Tensor, UnaryOp,
+    contract::{Q8_MAX, Q8_MAX_RECIPROCAL, TINY},
+    decompose::add_in_order,
+    tensor::check,
+};
+
+/// `x [m, k]` times the transpose of a weight `[n, k]`, as `[m, n]`.
+///
+/// Float weights: the activation is rounded to the weight's type, then `dot`. Quantised weights: the
+/// activation is quantised in blocks as long as the weight's, integer dots are exact, and each block adds one
+/// term to `dot`:
+/// `(scale * d) * isum`, plus `(min * d) * xsum` or minus `(min_scale * d) * msum` where the format has a minimum.
+pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
+    let (rows, cols) = weight.dims();
+    check(x.dims()[1] == cols, "linear", || format!("x {} with weight [{rows}, {cols}]", x.shape()))?;
+    match weight {
+        PlainWeight::Dense(weight) => dense(x, weight),
+        PlainWeight::Blocks32 { q, scale, min } => blocks32(x, q, scale, min.as_ref()),
+        PlainWeight::Blocks256 { q, scale, sub_scale, min } => {
+            blocks256(x, q, scale, sub_scale, min.as_ref())
+        }
+    }
+}
+
+/// Rows of a weight at `ids [t]`, as f32: `q * scale (+ min)`, or `q * (scale * sub_scale) - min_scale * sub_min`.
+pub fn embedding<B: Backend>(ids: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
+    let cols = weight.dims().1;
+    let float = |x: &Tensor<B>| x.gather(ids)?.cast(DType::F32);
+    let spread = |x: &Tensor<B>| {
+        let &[t, blocks] = x.dims() else { unreachable!("a matrix") };
+        if blocks == 0 { x.reshape([t, 0]) } else { x.repeat(2, cols / blocks)?.reshape([t, cols]) }
+    };
+    match weight {
+        PlainWeight::Dense(weight) => float(weight),
+        PlainWeight::Blocks32 { q, scale, min } => {
+            let value = float(q)?.mul(&spread(&float(scale)?)?)?;
+            min.as_ref().map_or(Ok(value.clone()), |min| value.add(&spread(&float(min)?)?))
+        }
+        PlainWeight::Blocks256 { q, scale, sub_scale, min } => {
+            let scale = spread(&float(scale)?)?.mul(&spread(&float(sub_scale)?)?)?;
+            let value = float(q)?.mul(&scale)?;
+            min.as_ref().map_or(Ok(value.clone()), |(min, sub_min)| {
+                value.sub(&spread(&float(min)?)?.mul(&spread(&float(sub_min)?)?)?)
+            })
+        }
+    }
+}
+
+/// Quantises `x […, blocks, n]` in blocks of the last axis: int8 values of that shape, and scales `[…, blocks]`.
+///
+/// `d = max|x| * (1 / 127)`, `q = rne(x * (127 / max|x|))`; a scale below [`TINY`] is zero, and so are its values.
+pub fn quantize_blocks<B: Backend>(x: &Tensor<B>) -> Result<(Tensor<B>, Tensor<B>)> {
+    let axis = x.shape().rank() - 1;
+    let amax = x.unary(UnaryOp::Abs)?.max_last()?;
+    let scale = amax.scalar(BinaryOp::Mul, Q8_MAX_RECIPROCAL)?;
+    let tiny = scale.compare_scalar(CompareOp::Lt, TINY)?;
+    let zero = scale.filled(0.0)?;
+    let inverse = tiny.select(&zero, &amax.filled(Q8_MAX)?.div(&amax)?)?;
+    let q = x.mul(&inverse.repeat(axis, x.dims()[axis])?)?.unary(UnaryOp::RoundEven)?;
+    Ok((q.cast(DType::I8)?, tiny.select(&zero, &scale)?))
+}
+
+/// `dot` over float weights, a column of both operands at a time.
+fn dense<B: Backend>(x: &Tensor<B>, weight: &Tensor<B>) -> Result<Tensor<B>> {
+    let (m, n, k) = (x.dims()[0], weight.dims()[0], x.dims()[1]);
+    let x = without_tiny(&x.cast(weight.dtype())?.cast(DType::F32)?)?;
+    let w = without_tiny(&weight.cast(DType::F32)?)?;
+    add_in_order(k, 1, |i| x.at(1, i)?.repeat(1, n)?.mul(&w.at(1, i)?.repeat(0, m)?))
+}
+
+fn without_tiny<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
+    x.unary(UnaryOp::Abs)?.compare_scalar(CompareOp::Lt, TINY)?.select(&x.filled(0.0)?, x)
+}
+
+fn blocks32<B: Backend>(
+    x: &Tensor<B>,
+    q: &Tensor<B>,
+    scale: &Tensor<B>,
+    min: Option<&Tensor<B>>,
+) -> Result<Tensor<B>> {
+    let (xq, d) = activation_blocks(x, 32)?;
+    let wq = block_major(q, 32)?;
+    add_in_order(x.dims()[1] / 32, 32, |block| {
+        let isum = block_dot(&xq, &wq, block)?.cast(DType::F32)?;
+        let term = outer(&d, scale, block)?.mul(&isum)?;
+        let Some(min) = min else { return Ok(term) };
+        let xsum = value_sums(&xq, block)?.cast(DType::F32)?;
+        term.add(&outer(&d, min, block)?.mul(&xsum.repeat(1, q.dims()[0])?)?)
+    })
+}
+
+fn blocks256<B: Backend>(
+    x: &Tensor<B>,
+    q: &Tensor<B>,
+    scale: &Tensor<B>,
+    sub_scale: &Tensor<B>,
+    min: Option<&(Tensor<B>, Tensor<B>)>,
+) -> Result<Tensor<B>> {
+    let (m, n, k) = (x.dims()[0], q.dims()[0], x.dims()[1]);
+    let subs = 256 * sub_scale.dims()[1] / k.max(1);
+    let sub_len = 256 / subs.max(1);
+    let (xq, d) = activation_blocks(x, 256)?;
+    let xq = xq.permute(&[1, 0, 2])?.reshape([m, k])?;
+    let (xq, wq) = (block_major(&xq, sub_len)?, block_major(q, sub_len)?);
+    let (sub_scale, sub_min) = (sub_scale.cast(DType::I32)?, min.map(|(_, sub)| sub.cast(DType::I32)));
+    let sub_min = sub_min.transpose()?;
+    add_in_order(k / 256, 256, |block| {
+        let range = block * subs..(block + 1) * subs;
+        let mut isum = Tensor::full(x.backend(), [m, n], 0)?;
+        for sub in range.clone() {
+            let factor = sub_scale.at(1, sub)?.repeat(0, m)?;
+            isum = isum.add(&block_dot(&xq, &wq, sub)?.mul(&factor)?)?;
+        }
+        let term = outer(&d, scale, block)?.mul(&isum.cast(DType::F32)?)?;
+        let (Some((min, _)), Some(sub_min)) = (min, &sub_min) else { return Ok(term) };
+        let mut msum = Tensor::full(x.backend(), [m, n], 0)?;
+        for sub in range {
+            let xsum = value_sums(&xq, sub)?.repeat(1, n)?;
+            msum = msum.add(&xsum.mul(&sub_min.at(1, sub)?.repeat(0, m)?)?)?;
+        }
+        term.sub(&outer(&d, min, block)?.mul(&msum.cast(DType::F32)?)?)
+    })
+}
+
+/// Quantised activations `[blocks, m, len]` and their scales `[m, blocks]`.
+fn activation_blocks<B: Backend>(x: &Tensor<B>, len: usize) -> Result<(Tensor<B>, Tensor<B>)> {
+    let &[m, k] = x.dims() else { return Err(crate::Error::shape("linear", "x is not a matrix")) };
+    let (q, d) = quantize_blocks(&x.reshape([m, k / len, len])?)?;
+    Ok((q.permute(&[1, 0, 2])?, d))
+}
+
+/// `[rows, cols]` as `[cols / len, rows, len]`.
+fn block_major<B: Backend>(q: &Tensor<B>, len: usize) -> Result<Tensor<B>> {
+    let (rows, cols) = (q.dims()[0], q.dims()[1]);
+    q.reshape([rows, cols / len, len])?.permute(&[1, 0, 2])
+}
+
+/// Exact dot of one block: i32 `[m, n]`.
+fn block_dot<B: Backend>(xq: &Tensor<B>, wq: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
+    let product = xq.narrow(0, block..block + 1)?.matmul_exact(&wq.narrow(0, block..block + 1)?)?;
+    product.at(0, 0)
+}
+
+/// Exact sum of one block of activations: i32 `[m]`.
+fn value_sums<B: Backend>(xq: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
+    let ones = Tensor::full(xq.backend(), [1, 1, xq.dims()[2]], 1i8)?;
+    let sums = xq.narrow(0, block..block + 1)?.matmul_exact(&ones)?;
+    sums.reshape([xq.dims()[1]])
+}
+
+/// `scale[n, block] * d[m, block]` as `[m, n]`.
+fn outer<B: Backend>(d: &Tensor<B>, scale: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
+    let (m, n) = (d.dims()[0], scale.dims()[0]);
+    scale.at(1, block)?.repeat(0, m)?.mul(&d.at(1, block)?.repeat(1, n)?)
+}
