@@ -1,8 +1,20 @@
-//! Layers over any backend: Linear, Norm, Attention, Mlp, Embedding.
+//! Layers over any backend: what model files are written with.
+//!
+//! A layer knows shapes and names, not devices: every computation is a call on a [`samebits_tensor::Tensor`].
 #![forbid(unsafe_code)]
 
+mod attention;
 mod config;
+mod layers;
+mod loader;
+mod rope;
+mod step;
 mod weights;
 
+pub use attention::{Attention, AttentionSpec};
 pub use config::{Architecture, Config, ConfigError, LayerType, RopeScaling};
+pub use layers::{Embedding, Linear, Mlp, RmsNorm};
+pub use loader::{Error, Loader, Result};
+pub use rope::{inverse_frequencies, rope_table};
+pub use step::Step;
 pub use weights::{WeightError, WeightSource, check_finite};

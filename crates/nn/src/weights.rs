@@ -21,6 +21,11 @@ pub trait WeightSource: Send + Sync {
     /// Every name, in the order of the file or files.
     fn names(&self) -> Vec<String>;
 
+    /// Bytes of the weight called `name`, or `None` if there is none.
+    fn size(&self, name: &str) -> Option<u64> {
+        self.get(name).ok().map(|weight| weight.bytes.len() as u64)
+    }
+
     /// The file or directory, for errors.
     fn origin(&self) -> String;
 
@@ -114,10 +119,10 @@ pub fn check_finite(weight: &HostWeight) -> Result<(), WeightError> {
 fn scale_offsets(format: Format) -> &'static [usize] {
     match format {
         Format::Q4_0 | Format::Q5_0 | Format::Q8_0 | Format::Iq4Nl => &[0],
-        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
-        Format::Q2_K => &[80, 82],
-        Format::Q3_K => &[108],
-        Format::Q6_K => &[208],
+        Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
+        Format::Q2K => &[80, 82],
+        Format::Q3K => &[108],
+        Format::Q6K => &[208],
         Format::F32 | Format::F16 | Format::BF16 | Format::Mxfp4 => &[],
     }
 }
@@ -188,11 +193,11 @@ mod tests {
             Format::Q5_0,
             Format::Q5_1,
             Format::Q8_0,
-            Format::Q2_K,
-            Format::Q3_K,
-            Format::Q4_K,
-            Format::Q5_K,
-            Format::Q6_K,
+            Format::Q2K,
+            Format::Q3K,
+            Format::Q4K,
+            Format::Q5K,
+            Format::Q6K,
             Format::Iq4Nl,
         ] {
             let width = format.block_bytes();

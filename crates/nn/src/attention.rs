@@ -1,0 +1,92 @@
+use samebits_tensor::{AttentionParams, Backend, KvCache, Result, RopeTable, Tensor};
+
+use crate::{Config, Linear, Loader, RmsNorm, Step, loader};
+
+/// What distinguishes one model's attention from another's.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSpec {
+    /// Whether q, k and v have biases.
+    pub bias: bool,
+    /// Whether the output projection has one.
+    pub output_bias: bool,
+    /// Whether the heads of q and k are normalised before rotary embedding.
+    pub qk_norm: bool,
+    /// Keys that a query sees, its own included; all if `None`.
+    pub window: Option<usize>,
+    /// Cap of the scores.
+    pub soft_cap: Option<f32>,
+}
+
+impl AttentionSpec {
+    /// The plain attention of Llama, with the biases that the configuration asks for.
+    pub fn plain(config: &Config) -> Self {
+        AttentionSpec {
+            bias: config.attention_bias,
+            output_bias: config.attention_output_bias,
+            qk_norm: false,
+            window: None,
+            soft_cap: None,
+        }
+    }
+}
+
+/// Grouped-query attention with rotary positions over a paged cache.
+#[derive(Clone)]
+pub struct Attention<B: Backend> {
+    /// `[heads * head_dim, hidden_size]`.
+    pub q_proj: Linear<B>,
+    /// `[kv_heads * head_dim, hidden_size]`.
+    pub k_proj: Linear<B>,
+    /// `[kv_heads * head_dim, hidden_size]`.
+    pub v_proj: Linear<B>,
+    /// `[hidden_size, heads * head_dim]`.
+    pub o_proj: Linear<B>,
+    /// Norms of the heads of q and of k, `[head_dim]`.
+    pub qk_norm: Option<[RmsNorm<B>; 2]>,
+    /// Angles by position.
+    pub rope: RopeTable<B>,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Scale, window and cap of the scores.
+    pub params: AttentionParams,
+}
+
+impl<B: Backend> Attention<B> {
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm` and `k_norm` where the model has them.
+    pub fn load(weights: &Loader<'_, B>, spec: AttentionSpec, rope: &RopeTable<B>) -> loader::Result<Self> {
+        let config = weights.config();
+        let (hidden, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+        let norm = |name| weights.norm(name, config.head_dim);
+        Ok(Attention {
+            q_proj: weights.linear("q_proj", q, hidden, spec.bias)?,
+            k_proj: weights.linear("k_proj", kv, hidden, spec.bias)?,
+            v_proj: weights.linear("v_proj", kv, hidden, spec.bias)?,
+            o_proj: weights.linear("o_proj", hidden, q, spec.output_bias)?,
+            qk_norm: if spec.qk_norm { Some([norm("q_norm")?, norm("k_norm")?]) } else { None },
+            rope: rope.clone(),
+            head_dim: config.head_dim,
+            params: AttentionParams {
+                scale: config.attention_scale(),
+                window: spec.window,
+                soft_cap: spec.soft_cap,
+            },
+        })
+    }
+
+    /// `x [t, hidden_size]` to the same shape; the tokens' keys and values go to the cache first.
+    pub fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
+        let t = x.dims()[0];
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
+        let heads = |x: Tensor<B>| x.reshape([t, x.dims()[1] / self.head_dim, self.head_dim]);
+        let (mut q, mut k, v) = (heads(q)?, heads(k)?, heads(v)?);
+        if let Some([q_norm, k_norm]) = &self.qk_norm {
+            q = q_norm.forward_heads(&q)?;
+            k = k_norm.forward_heads(&k)?;
+        }
+        let q = q.rope(&step.attention.positions, &self.rope)?;
+        let k = k.rope(&step.attention.positions, &self.rope)?;
+        cache.store(&k, &v, &step.slots)?;
+        let out = q.attention(cache, &step.attention, &self.params)?;
+        self.o_proj.forward(&out.reshape([t, q.dims()[1] * self.head_dim])?)
+    }
+}
