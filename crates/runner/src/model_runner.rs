@@ -1,0 +1,81 @@
+use std::collections::VecDeque;
+
+use samebits_engine::{Batch, Limits, Logits, Runner, RunnerError};
+use samebits_models::Model;
+use samebits_nn::{Config, Loader, Result as LoadResult, WeightSource};
+use samebits_tensor::{Backend, KvCache, Tensor};
+
+use crate::{MemoryPlan, RunnerConfig, step_inputs};
+
+/// Runs a model eagerly on a backend: [`Runner::submit`] issues the step's operations, [`Runner::wait`] downloads its
+/// logits.
+pub struct ModelRunner<B: Backend> {
+    backend: B,
+    model: Model<B>,
+    caches: Vec<KvCache<B>>,
+    limits: Limits,
+    submitted: VecDeque<Tensor<B>>,
+}
+
+impl<B: Backend> ModelRunner<B> {
+    /// Loads a model and allocates the plan's pages. `on_weight` is told the bytes of each weight as it is placed.
+    ///
+    /// # Errors
+    /// If a weight is missing, damaged, of another shape, or of a format that the backend does not take.
+    pub fn load(
+        backend: B,
+        config: &Config,
+        weights: &dyn WeightSource,
+        runner: &RunnerConfig,
+        plan: &MemoryPlan,
+        on_weight: &dyn Fn(usize),
+    ) -> LoadResult<Self> {
+        let loader = Loader::new(&backend, weights, config, on_weight);
+        let model = Model::load(&loader, plan.max_context)?;
+        let caches = model.caches(&backend, plan.pages, plan.page_size)?;
+        let limits = Limits {
+            pages: plan.pages,
+            page_size: plan.page_size,
+            max_tokens_per_step: runner.max_tokens_per_step,
+            max_seqs_per_step: runner.max_seqs_per_step,
+            max_context: plan.max_context,
+            vocab_size: config.vocab_size,
+        };
+        Ok(ModelRunner { backend, model, caches, limits, submitted: VecDeque::new() })
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    fn failed(&self, op: &str, detail: impl ToString) -> RunnerError {
+        RunnerError::Failed {
+            op: op.into(),
+            device: self.backend.capabilities().name.clone(),
+            detail: detail.to_string(),
+            retriable: false,
+        }
+    }
+}
+
+impl<B: Backend> Runner for ModelRunner<B> {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        let step = step_inputs(&self.backend, batch, self.limits.page_size);
+        let logits = step.and_then(|step| self.model.forward(&step, &mut self.caches));
+        self.submitted.push_back(logits.map_err(|error| self.failed("forward", error))?);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<Logits, RunnerError> {
+        let Some(logits) = self.submitted.pop_front() else {
+            return Err(RunnerError::Protocol { detail: "wait without a submitted step".into() });
+        };
+        let values = logits.to_vec().map_err(|error| self.failed("download", error))?;
+        Logits::new(self.limits.vocab_size, values)
+    }
+}
