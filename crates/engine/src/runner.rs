@@ -1,0 +1,186 @@
+//! The seam to a device: everything the engine asks of it, and every way it may refuse.
+
+use thiserror::Error;
+
+use crate::Batch;
+
+/// A model on a device, with its key-value pages. The only dynamic seam between serving and tensors.
+///
+/// Batches run in the order they were submitted, and a later batch sees every page write of an earlier one. The engine
+/// relies on it: it hands pages of a cancelled sequence to the next batch while the last is still in flight.
+pub trait Runner: Send {
+    /// What the runner can hold and do; constant for its life.
+    fn limits(&self) -> &Limits;
+
+    /// Starts a step. The batch may be reused by the caller as soon as this returns.
+    ///
+    /// # Errors
+    /// When the step could not be started; nothing is then in flight and nothing is to be waited for.
+    fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError>;
+
+    /// Waits for the oldest submitted step and returns its logits: one row for each sequence that wanted them, in
+    /// batch order.
+    ///
+    /// # Errors
+    /// Whatever the device reports; the step is over either way, and its page writes are then not to be trusted.
+    fn wait(&mut self) -> Result<Logits, RunnerError>;
+}
+
+/// What a [`Runner`] can hold and do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Pages of key-value cache that sequences may own.
+    pub pages: usize,
+    /// Tokens in a page; divides 128, the tile of attention.
+    pub page_size: usize,
+    /// Most tokens in one step, over all sequences.
+    pub max_tokens_per_step: usize,
+    /// Most sequences in one step.
+    pub max_seqs_per_step: usize,
+    /// Most tokens in one sequence, prompt and output together.
+    pub max_context: usize,
+    /// Logits in a row; every token id is below it.
+    pub vocab_size: usize,
+}
+
+impl Limits {
+    /// The longest sequence that fits both the model and the pages, in tokens.
+    pub fn context(&self) -> usize {
+        self.max_context.min(self.pages.saturating_mul(self.page_size))
+    }
+
+    /// Pages that hold `tokens` tokens.
+    pub fn pages_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.page_size)
+    }
+
+    /// The name of the first field whose value no runner can mean.
+    pub(crate) fn invalid_field(&self) -> Option<&'static str> {
+        let context_fits_positions = self.max_context <= u32::MAX as usize;
+        let pages_fit_ids = self.pages <= u32::MAX as usize;
+        let vocab_fits_ids = self.vocab_size <= u32::MAX as usize;
+        [
+            ("pages", self.pages > 0 && pages_fit_ids),
+            ("page_size", self.page_size > 0 && 128 % self.page_size == 0),
+            ("max_tokens_per_step", self.max_tokens_per_step > 0),
+            ("max_seqs_per_step", self.max_seqs_per_step > 0),
+            ("max_context", self.max_context > 1 && context_fits_positions),
+            ("vocab_size", self.vocab_size > 0 && vocab_fits_ids),
+        ]
+        .into_iter()
+        .find_map(|(field, valid)| (!valid).then_some(field))
+    }
+}
+
+/// Rows of f32 logits on the host, row-major `[rows, vocab_size]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    vocab_size: usize,
+    data: Vec<f32>,
+}
+
+impl Logits {
+    /// Wraps `data` as rows of `vocab_size`.
+    ///
+    /// # Errors
+    /// [`RunnerError::Protocol`] when `data` is not a whole number of rows.
+    pub fn new(vocab_size: usize, data: Vec<f32>) -> Result<Self, RunnerError> {
+        if vocab_size == 0 || !data.len().is_multiple_of(vocab_size) {
+            let detail = format!("{} logits are not whole rows of {vocab_size}", data.len());
+            return Err(RunnerError::Protocol { detail });
+        }
+        Ok(Self { vocab_size, data })
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.vocab_size
+    }
+
+    /// Logits in a row.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The row of the `i`-th sequence of the batch that wanted logits. Panics when `i >= rows()`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.vocab_size..][..self.vocab_size]
+    }
+
+    /// [`Logits::row`], for changing in place.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[i * self.vocab_size..][..self.vocab_size]
+    }
+}
+
+/// Why a step did not give logits.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RunnerError {
+    /// The device is gone; no later step can succeed.
+    #[error("device {device} is lost: {detail}; open a new runner")]
+    DeviceLost {
+        /// Which device.
+        device: String,
+        /// What it reported.
+        detail: String,
+    },
+    /// This step failed; the device still works.
+    #[error("{op} failed on {device}: {detail}")]
+    Failed {
+        /// The operation or program that failed.
+        op: String,
+        /// Which device.
+        device: String,
+        /// What it reported.
+        detail: String,
+        /// Whether computing the same step again may succeed.
+        retriable: bool,
+    },
+    /// Engine and runner disagree on a batch or its result: a defect in one of them.
+    #[error("runner protocol broken: {detail}; this is a defect, please report it")]
+    Protocol {
+        /// What was expected and what was found.
+        detail: String,
+    },
+}
+
+impl RunnerError {
+    /// Whether computing the same step again may succeed.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::Failed { retriable: true, .. })
+    }
+
+    /// Whether every later step would fail too.
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Self::DeviceLost { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_are_whole_rows() {
+        let logits = Logits::new(3, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        assert_eq!((logits.rows(), logits.row(1)), (2, &[3.0, 4.0, 5.0][..]));
+        assert!(matches!(Logits::new(3, vec![0.0; 4]), Err(RunnerError::Protocol { .. })));
+        assert!(Logits::new(0, vec![]).is_err());
+    }
+
+    #[test]
+    fn the_first_bad_limit_is_named() {
+        let good = Limits {
+            pages: 4,
+            page_size: 16,
+            max_tokens_per_step: 8,
+            max_seqs_per_step: 2,
+            max_context: 100,
+            vocab_size: 10,
+        };
+        assert_eq!(good.invalid_field(), None);
+        assert_eq!(good.context(), 64);
+        assert_eq!(Limits { page_size: 24, ..good.clone() }.invalid_field(), Some("page_size"));
+        assert_eq!(Limits { vocab_size: 0, ..good }.invalid_field(), Some("vocab_size"));
+    }
+}
