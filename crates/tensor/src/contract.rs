@@ -3,8 +3,6 @@
 /// Version of the contract that this build computes; part of every fingerprint.
 pub const NUMERICS_VERSION: u32 = 1;
 
-pub use crate::exp::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LN2_HI, LN2_LO, LOG2E};
-
 /// A scale below this magnitude, and an operand of a float dot product below it, counts as zero (rule R4):
 /// products of two such values, and every sum of them, then stay clear of the subnormal range.
 pub const TINY: f32 = 1.0 / (1u64 << 48) as f32;
