@@ -7,14 +7,19 @@ use samebits_tensor::{Backend, KvCache, Tensor};
 
 use crate::{MemoryPlan, RunnerConfig, step_inputs};
 
-/// Runs a model eagerly on a backend: [`Runner::submit`] issues the step's operations, [`Runner::wait`] downloads its
-/// logits.
+/// Runs a model eagerly on a backend. An asynchronous backend is given a step's operations in [`Runner::submit`]; another
+/// computes in [`Runner::wait`], so that the caller hands out the last step's results first.
 pub struct ModelRunner<B: Backend> {
     backend: B,
     model: Model<B>,
     caches: Vec<KvCache<B>>,
     limits: Limits,
-    submitted: VecDeque<Tensor<B>>,
+    submitted: VecDeque<Submitted<B>>,
+}
+
+enum Submitted<B: Backend> {
+    Batch(Batch),
+    Logits(Tensor<B>),
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -49,6 +54,12 @@ impl<B: Backend> ModelRunner<B> {
         &self.backend
     }
 
+    fn forward(&mut self, batch: &Batch) -> Result<Tensor<B>, RunnerError> {
+        let step = step_inputs(&self.backend, batch, self.limits.page_size);
+        let logits = step.and_then(|step| self.model.forward(&step, &mut self.caches));
+        logits.map_err(|error| self.failed("forward", error))
+    }
+
     fn failed(&self, op: &str, detail: impl ToString) -> RunnerError {
         RunnerError::Failed {
             op: op.into(),
@@ -65,15 +76,19 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
-        let step = step_inputs(&self.backend, batch, self.limits.page_size);
-        let logits = step.and_then(|step| self.model.forward(&step, &mut self.caches));
-        self.submitted.push_back(logits.map_err(|error| self.failed("forward", error))?);
+        let submitted = match self.backend.is_asynchronous() {
+            true => Submitted::Logits(self.forward(batch)?),
+            false => Submitted::Batch(batch.clone()),
+        };
+        self.submitted.push_back(submitted);
         Ok(())
     }
 
     fn wait(&mut self) -> Result<Logits, RunnerError> {
-        let Some(logits) = self.submitted.pop_front() else {
-            return Err(RunnerError::Protocol { detail: "wait without a submitted step".into() });
+        let logits = match self.submitted.pop_front() {
+            Some(Submitted::Logits(logits)) => logits,
+            Some(Submitted::Batch(batch)) => self.forward(&batch)?,
+            None => return Err(RunnerError::Protocol { detail: "wait without a submitted step".into() }),
         };
         let values = logits.to_vec().map_err(|error| self.failed("download", error))?;
         Logits::new(self.limits.vocab_size, values)

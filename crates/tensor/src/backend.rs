@@ -79,6 +79,11 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// What this device is and takes.
     fn capabilities(&self) -> &Capabilities;
 
+    /// Whether operations return before they are done, so that a step is best issued early and waited for late.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
     /// Copies a host tensor to the device.
     fn upload(&self, host: &HostTensor) -> Result<Self::Data>;
     /// Copies a tensor to the host.

@@ -32,11 +32,13 @@ pub const GELU_SCALE: f32 = 1.595_769_2;
 /// Factor of the cubic term in the tanh form of GELU.
 pub const GELU_CUBIC: f32 = 0.044_715;
 
-/// `e^x`, at most 1.04 ulp from the true value, and never decreasing as `x` grows.
+/// `e^x`, at most 1.17 ulp from the true value. It is monotone but for single ulps: from one `x` to the next float
+/// it falls in 2921 places, by one ulp each.
 ///
 /// Above [`EXP_MAX`] it is infinity. Below [`EXP_MIN`], where the true value is under 2^-64, it is +0: a product with
 /// it is then either zero or far from the subnormal range, whose treatment differs between chips. `exp(0)` is 1.
 /// A NaN gives a NaN of unspecified payload.
+#[inline]
 pub fn exp(x: f32) -> f32 {
     if x > EXP_MAX {
         return f32::INFINITY;
@@ -54,18 +56,21 @@ pub fn exp(x: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add((n as i32 as u32) << 23))
 }
 
-/// `1 / (1 + exp(-x))`; +0 below [`EXP_MIN`], where the quotient could be subnormal.
+/// `1 / (1 + exp(-x))`, at most 2.5 ulp from the true value; +0 below [`EXP_MIN`], where the quotient could be subnormal.
+#[inline]
 pub fn sigmoid(x: f32) -> f32 {
     if x < EXP_MIN { 0.0 } else { 1.0 / (1.0 + exp(-x)) }
 }
 
-/// `x / (1 + exp(-x))`. Minus infinity gives NaN.
+/// `x / (1 + exp(-x))`, at most 2.5 ulp from the true value while `x >= EXP_MIN`. Minus infinity gives NaN.
+#[inline]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// `(1 - t) / (1 + t)` with `t = exp(-2 |x|)`, negated where `x < 0`. Its error is absolute: near zero the result
-/// is a multiple of 2^-25.
+/// `(1 - t) / (1 + t)` with `t = exp(-2 |x|)`, negated where `x < 0`. The error is at most
+/// 1e-7, absolute: near zero the result is a multiple of 2^-25.
+#[inline]
 pub fn tanh(x: f32) -> f32 {
     let t = exp(x.abs() * -2.0);
     let magnitude = (1.0 - t) / (1.0 + t);
@@ -73,6 +78,9 @@ pub fn tanh(x: f32) -> f32 {
 }
 
 /// GELU in its tanh form: `x * sigmoid((x + ((x * x) * x) * GELU_CUBIC) * GELU_SCALE)`.
+///
+/// At most 3 ulp from the true value where `x > 0`, and 6e-8, absolute, where `x < 0`.
+#[inline]
 pub fn gelu_tanh(x: f32) -> f32 {
     let cubic = x * x * x * GELU_CUBIC;
     x * sigmoid((x + cubic) * GELU_SCALE)

@@ -20,9 +20,10 @@ pub fn exp<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
     x.filled(EXP_MAX)?.lt(x)?.select(&x.filled(f32::INFINITY)?, &floored)
 }
 
-/// `1 / (1 + exp(-x))`.
+/// `1 / (1 + exp(-x))`; +0 below `EXP_MIN`. Steps of [`crate::sigmoid`].
 pub fn sigmoid<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
-    x.filled(1.0)?.div(&one_plus_exp_neg(x)?)
+    let quotient = x.filled(1.0)?.div(&one_plus_exp_neg(x)?)?;
+    x.compare_scalar(CompareOp::Lt, EXP_MIN)?.select(&x.filled(0.0)?, &quotient)
 }
 
 /// `tanh(x)`, odd by construction. Steps of [`crate::tanh`].
