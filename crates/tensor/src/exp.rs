@@ -32,8 +32,7 @@ pub const GELU_SCALE: f32 = 1.595_769_2;
 /// Factor of the cubic term in the tanh form of GELU.
 pub const GELU_CUBIC: f32 = 0.044_715;
 
-/// `e^x`, at most 1.17 ulp from the true value. It is monotone but for single ulps: from one `x` to the next float
-/// it falls in 2921 places, by one ulp each.
+/// `e^x`, at most 1.17 ulp from the true value. From one `x` to the next float it may fall, by one ulp at most.
 ///
 /// Above [`EXP_MAX`] it is infinity. Below [`EXP_MIN`], where the true value is under 2^-64, it is +0: a product with
 /// it is then either zero or far from the subnormal range, whose treatment differs between chips. `exp(0)` is 1.

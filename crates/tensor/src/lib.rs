@@ -21,7 +21,7 @@ mod host;
 mod ops;
 mod shape;
 mod tensor;
-
+pub mod testing;
 mod weight;
 
 pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, UnaryOp};
