@@ -1,0 +1,74 @@
+//! What the tests of whole models share.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::path::PathBuf;
+
+use samebits_checkpoint::Checkpoint;
+use samebits_engine::{Batch, BatchSeq, PageId, Runner};
+use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
+use samebits_tensor::Backend;
+
+/// The folder of fixtures.
+pub fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A tiny model: a directory, or `gguf/NAME.TYPE.gguf`.
+pub fn tiny(name: &str) -> Checkpoint {
+    Checkpoint::open(fixtures().join("models").join(name)).unwrap()
+}
+
+/// How the tests serve: pages small enough that a sequence has many.
+pub fn runner_config() -> RunnerConfig {
+    RunnerConfig {
+        max_context: 256,
+        page_size: 16,
+        max_tokens_per_step: 256,
+        max_seqs_per_step: 16,
+        kv_cache_memory_bytes: None,
+    }
+}
+
+/// A runner of `checkpoint` on `backend`.
+pub fn runner<B: Backend>(backend: B, checkpoint: &Checkpoint) -> ModelRunner<B> {
+    runner_with(backend, checkpoint, &runner_config())
+}
+
+/// A runner with another configuration.
+pub fn runner_with<B: Backend>(backend: B, checkpoint: &Checkpoint, config: &RunnerConfig) -> ModelRunner<B> {
+    let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, config, None).unwrap();
+    ModelRunner::load(backend, &checkpoint.config, &*checkpoint.weights, config, &plan, &|_| {}).unwrap()
+}
+
+/// One step: logits `[vocab_size]` of the last token of each sequence.
+pub fn step(runner: &mut dyn Runner, batch: &Batch) -> Vec<Vec<f32>> {
+    runner.submit(batch).unwrap();
+    let logits = runner.wait().unwrap();
+    (0..logits.rows()).map(|row| logits.row(row).to_vec()).collect()
+}
+
+/// A batch of parts of sequences: block table, first position, tokens.
+pub fn batch(parts: &[(&[PageId], usize, &[u32])]) -> Batch {
+    let mut batch = Batch::default();
+    for &(pages, start, tokens) in parts {
+        let first = batch.tokens.len();
+        batch.tokens.extend_from_slice(tokens);
+        batch.positions.extend((start..start + tokens.len()).map(|position| position as u32));
+        let tokens = first..batch.tokens.len();
+        batch.seqs.push(BatchSeq { tokens, pages: pages.to_vec(), logits: true });
+    }
+    batch
+}
+
+/// Pages for `tokens` tokens, scattered: every `stride`th page from `first`.
+pub fn pages(runner: &dyn Runner, tokens: usize, first: usize, stride: usize) -> Vec<PageId> {
+    let limits = runner.limits();
+    let count = tokens.div_ceil(limits.page_size);
+    (0..count).map(|i| PageId(((first + i * stride) % limits.pages) as u32)).collect()
+}
+
+/// Logits after every token of `tokens`, one token a step.
+pub fn logits_by_token(runner: &mut dyn Runner, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let pages = pages(runner, tokens.len(), 0, 1);
+    (0..tokens.len()).map(|i| step(runner, &batch(&[(&pages, i, &tokens[i..i + 1])])).remove(0)).collect()
+}
