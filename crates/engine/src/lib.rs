@@ -36,6 +36,7 @@ mod scheduler;
 mod select;
 mod sequence;
 mod stop;
+mod weights;
 
 pub use batch::{Batch, BatchSeq};
 pub use blocks::{BlockManager, BlockTable, PageId, PageLeak};
@@ -45,7 +46,7 @@ pub use request::{
     AdmitError, FinishReason, Request, RequestError, RequestId, RequestLimits, SamplingParams, Stop,
     StopCause, TokenId, Usage, Vocabulary,
 };
-pub use rng::{philox4x32_10, uniform};
+pub use rng::{philox4x32_10, random_bits};
 pub use runner::{Limits, Logits, Runner, RunnerError};
 pub use sampler::{Logprobs, NumericalError, SAMPLER_VERSION, Sampled, Sampler, Scratch};
 pub use stop::StopMatcher;

@@ -27,15 +27,14 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     x
 }
 
-/// The uniform draw in [0, 1) for the token at absolute `position` under `seed`, a multiple of 2^-53.
+/// The 64 random bits for the token at absolute `position` under `seed`.
 ///
-/// Key: the seed's low and high words. Counter: the position's low and high words, then two zeros. The 53 bits are the
-/// upper bits of the first output word followed by the second.
-pub fn uniform(seed: u64, position: u64) -> f64 {
-    let [a, b, _, _] =
-        philox4x32_10([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = (u64::from(a) << 32 | u64::from(b)) >> 11;
-    bits as f64 * (1.0 / (1u64 << 53) as f64)
+/// Key: the seed's low and high words. Counter: the position's low and high words, then two zeros. The first word of
+/// the output is the high half, the second the low half.
+pub fn random_bits(seed: u64, position: u64) -> u64 {
+    let counter = [position as u32, (position >> 32) as u32, 0, 0];
+    let [high, low, _, _] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
+    u64::from(high) << 32 | u64::from(low)
 }
 
 #[cfg(test)]
@@ -58,23 +57,21 @@ mod tests {
     }
 
     #[test]
-    fn uniform_draws_fill_the_unit_interval_evenly() {
-        let mut buckets = [0u32; 10];
+    fn draws_are_spread_evenly() {
+        let mut buckets = [0u32; 16];
         for position in 0..100_000 {
-            let u = uniform(42, position);
-            assert!((0.0..1.0).contains(&u));
-            buckets[(u * 10.0) as usize] += 1;
+            buckets[(random_bits(42, position) >> 60) as usize] += 1;
         }
-        // Each count is binomial(100000, 0.1) with deviation 95; six deviations is one failure in 10^8.
-        assert!(buckets.iter().all(|&count| count.abs_diff(10_000) < 570), "{buckets:?}");
+        // Each count is binomial(100000, 1/16) with deviation 77; six deviations is one failure in 10^8.
+        assert!(buckets.iter().all(|&count| count.abs_diff(6_250) < 460), "{buckets:?}");
     }
 
     #[test]
     fn seed_and_position_both_matter_in_all_their_bits() {
-        let base = uniform(1, 1);
+        let base = random_bits(1, 1);
         for bit in 0..64 {
-            assert_ne!(uniform(1 ^ (1 << bit), 1), base);
-            assert_ne!(uniform(1, 1 ^ (1 << bit)), base);
+            assert_ne!(random_bits(1 ^ (1 << bit), 1), base);
+            assert_ne!(random_bits(1, 1 ^ (1 << bit)), base);
         }
     }
 }

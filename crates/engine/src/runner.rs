@@ -39,7 +39,7 @@ pub struct Limits {
     pub max_seqs_per_step: usize,
     /// Most tokens in one sequence, prompt and output together.
     pub max_context: usize,
-    /// Logits in a row; every token id is below it.
+    /// Logits in a row, at most 2^24; every token id is below it.
     pub vocab_size: usize,
 }
 
@@ -58,14 +58,13 @@ impl Limits {
     pub(crate) fn invalid_field(&self) -> Option<&'static str> {
         let context_fits_positions = self.max_context <= u32::MAX as usize;
         let pages_fit_ids = self.pages <= u32::MAX as usize;
-        let vocab_fits_ids = self.vocab_size <= u32::MAX as usize;
         [
             ("pages", self.pages > 0 && pages_fit_ids),
             ("page_size", self.page_size > 0 && 128 % self.page_size == 0),
             ("max_tokens_per_step", self.max_tokens_per_step > 0),
             ("max_seqs_per_step", self.max_seqs_per_step > 0),
             ("max_context", self.max_context > 1 && context_fits_positions),
-            ("vocab_size", self.vocab_size > 0 && vocab_fits_ids),
+            ("vocab_size", (1..=1 << 24).contains(&self.vocab_size)),
         ]
         .into_iter()
         .find_map(|(field, valid)| (!valid).then_some(field))

@@ -6,8 +6,9 @@ use thiserror::Error;
 
 use crate::{
     SamplingParams, TokenId,
-    rng::uniform,
-    select::{Candidate, SPAN, Weigher, arg_max, leading},
+    rng::random_bits,
+    select::{Candidate, arg_max, descending, keep_mass, leading},
+    weights::{UNIT, Weigher, fraction, pick},
 };
 
 /// Names the rules of [`Sampler::sample`]; a change of any chosen token is a new version.
@@ -17,24 +18,24 @@ pub const SAMPLER_VERSION: u32 = 1;
 ///
 /// The rules, in order. `l` is a logit (f32, each operation rounded once), `c` the token's count in the output:
 ///
-/// 1. log-probabilities, if asked for, are the log-softmax of the logits as they came: `l - m - ln(sum exp(l - m))`,
-///    in f64, rounded to f32 (OpenAI's `logprobs`, vLLM's `raw_logprobs`);
+/// 1. log-probabilities, if asked for, are the log-softmax of the logits as they came, `l - m - ln(sum exp(l - m))` with
+///    `m` the greatest, in f64, rounded to f32 (OpenAI's `logprobs`, vLLM's `raw_logprobs`);
 /// 2. tokens that may not be sampled yet get -inf (vLLM's `min_tokens`);
 /// 3. `l + bias` (OpenAI's `logit_bias`);
 /// 4. repetition penalty `r` for tokens of prompt or output: `l * r` if `l < 0`, else `l / r` (Keskar et al. 2019,
 ///    Hugging Face's `RepetitionPenaltyLogitsProcessor`);
 /// 5. `(l - frequency * c) - presence` for tokens of the output (OpenAI's penalties);
 /// 6. at temperature 0 the greatest, the lowest id of equals;
-/// 7. otherwise weights `w = exp((l - greatest) * (1 / temperature))` in f64;
+/// 7. otherwise weights `w = round(2^40 * exp((l - m) * (1 / temperature)))`, the exponential in f64 by a fixed
+///    polynomial. They are integers, so their sums are exact and no rule below depends on the order of a sum;
 /// 8. top-k keeps the k first in descending order (equal logits: lowest id first);
-/// 9. top-p keeps the shortest beginning of that order whose weights sum to at least `p` of all weights that are left
-///    (Holtzman et al. 2020, at least one token);
-/// 10. min-p keeps weights of at least `min_p` (the greatest weight is 1; Nguyen et al. 2024);
-/// 11. a draw: with `u` from (seed, position), the first token at which the running sum of weights exceeds
-///     `u * total`.
-///
-/// Sums over a cut set run in descending order. The sum over a whole row, and the draw from it, run in ascending order of
-/// token, in spans of 1024 whose sums are added in order; so no row is ever sorted whole to draw from it.
+/// 9. top-p keeps the shortest beginning of that order whose weights sum to at least `ceil(p * w)`, `w` the sum of all
+///    that are left (Holtzman et al. 2020; Hugging Face's and vLLM's `top_p`), at least one token;
+/// 10. min-p keeps tokens with `(l - m) * (1 / temperature) >= ln(min_p)`: those at least `min_p` times as likely as the
+///     most likely (Nguyen et al. 2024, Hugging Face's `MinPLogitsWarper`);
+/// 11. a draw: of 64 bits from (seed, position) and the sum `w` of all weights that are left, the target is
+///     `floor(bits * w / 2^64)`; the first token, in ascending order of id, at which the running sum of weights exceeds
+///     the target.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
@@ -89,7 +90,7 @@ pub enum NumericalError {
 #[derive(Debug, Default)]
 pub struct Scratch {
     candidates: Vec<Candidate>,
-    weights: Vec<f64>,
+    spans: Vec<u64>,
 }
 
 impl Sampler {
@@ -147,13 +148,16 @@ impl Sampler {
             return Ok(greatest as TokenId);
         }
         let weigher = Weigher::new(logits[greatest], self.params.temperature);
-        let u = uniform(self.params.seed, position);
+        let bits = random_bits(self.params.seed, position);
         let SamplingParams { top_k, top_p, min_p, .. } = self.params;
         if (top_k == 0 || top_k >= logits.len()) && top_p == 1.0 && min_p == 0.0 {
-            return Ok(draw_from_row(logits, weigher, u, &mut scratch.weights));
+            return Ok(weigher.draw(logits, bits, &mut scratch.spans) as TokenId);
         }
-        self.cut(logits, weigher, scratch);
-        Ok(draw(&scratch.candidates, &scratch.weights, u))
+        let kept = &mut scratch.candidates;
+        self.cut(logits, weigher, kept);
+        kept.sort_unstable_by_key(|&(token, _)| token);
+        let target = fraction(bits, mass(weigher, kept));
+        Ok(kept[pick(kept.iter().map(|&(_, logit)| weigher.weight(logit)), target).0].0)
     }
 
     /// Rules 2 to 5. Each token is its own, so their order does not matter.
@@ -188,93 +192,48 @@ impl Sampler {
         logit
     }
 
-    /// Rules 8 to 10: leaves in `scratch` the candidates that are kept, in descending order, and their weights.
-    ///
-    /// Without top-k the length of the kept beginning is not known before; ever longer beginnings are tried.
-    fn cut(&self, logits: &[f32], weigher: Weigher, scratch: &mut Scratch) {
+    /// Rules 8 to 10: leaves in `kept` the candidates to draw from.
+    fn cut(&self, logits: &[f32], weigher: Weigher, kept: &mut Vec<Candidate>) {
         let SamplingParams { top_k, top_p, min_p, .. } = self.params;
-        let top_p = f64::from(top_p);
-        let all = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
-        let mut length = if top_k == 0 { all.min(128) } else { all };
-        let row_mass =
-            if top_k == 0 && top_p < 1.0 { weigher.sum(logits, &mut scratch.weights) } else { f64::INFINITY };
-        loop {
-            leading(logits, length, &mut scratch.candidates);
-            scratch.weights.clear();
-            scratch.weights.extend(scratch.candidates.iter().map(|&(_, logit)| weigher.weight(logit)));
-            let mass = if top_k == 0 { row_mass } else { scratch.weights.iter().fold(0.0, |a, b| a + b) };
-            let enough = if top_p < 1.0 { top_p * mass } else { f64::INFINITY };
-            let kept = kept(&scratch.weights, enough, f64::from(min_p));
-            if kept.is_some() || scratch.candidates.len() < length || length == all {
-                scratch.weights.truncate(kept.unwrap_or(usize::MAX));
-                scratch.candidates.truncate(scratch.weights.len());
-                return;
+        let least = libm::log(f64::from(min_p));
+        if top_k > 0 {
+            leading(logits, top_k, kept);
+            if top_p < 1.0 {
+                let enough = enough(top_p, mass(weigher, kept));
+                keep_mass(kept, enough, |candidates| mass(weigher, candidates));
             }
-            length = (length * 8).min(all);
+        } else if top_p < 1.0 {
+            let enough = enough(top_p, weigher.mass(logits));
+            leading_mass(logits, weigher, enough, kept);
+            keep_mass(kept, enough, |candidates| mass(weigher, candidates));
+        } else {
+            kept.clear();
+            kept.extend(
+                (0..).zip(logits.iter().copied()).filter(|&(_, logit)| weigher.exponent(logit) >= least),
+            );
         }
+        kept.retain(|&(_, logit)| weigher.exponent(logit) >= least);
     }
 }
 
-/// How many of the descending `weights` are kept: up to the first at which their sum is `enough`, and before the first
-/// below `least`. None when neither comes.
-fn kept(weights: &[f64], enough: f64, least: f64) -> Option<usize> {
-    let mut sum = 0.0;
-    for (index, &weight) in weights.iter().enumerate() {
-        if weight < least {
-            return Some(index);
-        }
-        sum += weight;
-        if sum >= enough {
-            return Some(index + 1);
-        }
-    }
-    None
+/// `top_p` of a mass, for rule 9.
+fn enough(top_p: f32, mass: u64) -> u64 {
+    ((f64::from(top_p) * mass as f64).ceil() as u64).clamp(1, mass)
 }
 
-/// Rule 11 over a cut set. Rounding may leave the running sum at the total or below; then the last is drawn.
-fn draw(candidates: &[Candidate], weights: &[f64], u: f64) -> TokenId {
-    let target = u * weights.iter().fold(0.0, |sum, weight| sum + weight);
-    let mut sum = 0.0;
-    let drawn = weights.iter().position(|weight| {
-        sum += weight;
-        sum > target
-    });
-    candidates[drawn.unwrap_or(candidates.len() - 1)].0
+/// A beginning of the descending order, in no order itself, of at least the mass `enough`. Most often it is short, so
+/// ever longer ones are tried.
+fn leading_mass(logits: &[f32], weigher: Weigher, enough: u64, kept: &mut Vec<Candidate>) {
+    let mut length = 128;
+    leading(logits, length, kept);
+    while length < logits.len() && mass(weigher, kept) < enough {
+        length *= 16;
+        leading(logits, length, kept);
+    }
 }
 
-/// Rule 11 over a whole row: first the span, then the token in it.
-fn draw_from_row(logits: &[f32], weigher: Weigher, u: f64, spans: &mut Vec<f64>) -> TokenId {
-    let target = u * weigher.sum(logits, spans);
-    let mut before = 0.0;
-    let mut last = 0;
-    for (index, &span) in spans.iter().enumerate() {
-        if span == 0.0 {
-            continue;
-        }
-        last = index;
-        if before + span > target {
-            break;
-        }
-        before += span;
-    }
-    draw_from_span(&logits[last * SPAN..], weigher, target - before, last * SPAN)
-}
-
-/// The token of a span's running sum that exceeds `target`; the last of any weight if rounding lets none.
-fn draw_from_span(logits: &[f32], weigher: Weigher, target: f64, first: usize) -> TokenId {
-    let mut sum = 0.0;
-    let mut drawn = 0;
-    for (offset, &logit) in logits.iter().take(SPAN).enumerate() {
-        let weight = weigher.weight(logit);
-        if weight > 0.0 {
-            drawn = offset;
-            sum += weight;
-            if sum > target {
-                break;
-            }
-        }
-    }
-    (first + drawn) as TokenId
+fn mass(weigher: Weigher, candidates: &[Candidate]) -> u64 {
+    candidates.iter().map(|&(_, logit)| weigher.weight(logit)).sum()
 }
 
 /// A row before any rule: what log-probabilities are made of.
@@ -287,9 +246,10 @@ struct RawRow {
 impl RawRow {
     fn new(logits: &[f32], top: usize, scratch: &mut Scratch) -> Result<Self, NumericalError> {
         let greatest = logits[arg_max(logits)?];
-        let sum = Weigher::new(greatest, 1.0).sum(logits, &mut scratch.weights);
+        let sum = Weigher::new(greatest, 1.0).mass(logits) as f64 / UNIT as f64;
         let mut row = Self { greatest: f64::from(greatest), log_sum: libm::log(sum), top: Vec::new() };
         leading(logits, top, &mut scratch.candidates);
+        scratch.candidates.sort_unstable_by(descending);
         row.top = scratch.candidates.iter().map(|&(token, logit)| (token, row.logprob(logit))).collect();
         Ok(row)
     }

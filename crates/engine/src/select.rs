@@ -1,4 +1,4 @@
-//! Passes over a row of logits: check, greatest, leading candidates, sums of weights.
+//! Passes over a row of logits: check, greatest, the most likely few.
 
 use crate::{NumericalError, TokenId};
 
@@ -7,9 +7,6 @@ pub(crate) type Candidate = (TokenId, f32);
 
 /// Logits a pass looks at together; small enough to stay in registers and the nearest cache.
 const CHUNK: usize = 64;
-
-/// Summands of one partial sum of weights.
-pub(crate) const SPAN: usize = 1024;
 
 /// The first position of the greatest logit.
 ///
@@ -69,8 +66,8 @@ fn first_invalid(logits: &[f32]) -> NumericalError {
     }
 }
 
-/// Fills `leading` with the `count` greatest candidates (all when there are fewer), in descending order of logit, equal
-/// logits in ascending order of token. The logits hold no NaN; tokens of -inf are no candidates.
+/// Fills `leading` with the `count` first candidates (all when there are fewer) of the descending order, themselves in
+/// no order. The logits hold no NaN; tokens of -inf are no candidates.
 ///
 /// One pass keeps a buffer of a few times `count`, cut back to `count` when full; its least then is the bar for the rest.
 pub(crate) fn leading(logits: &[f32], count: usize, leading: &mut Vec<Candidate>) {
@@ -92,7 +89,25 @@ pub(crate) fn leading(logits: &[f32], count: usize, leading: &mut Vec<Candidate>
         }
     }
     cut(leading, count);
-    leading.sort_unstable_by(descending);
+}
+
+/// Keeps the shortest beginning of the descending order whose `mass` is at least `enough`; all when none is.
+///
+/// Halves the part of the order that the end must lie in, so nothing is ever sorted. `mass` must not depend on order.
+pub(crate) fn keep_mass(candidates: &mut Vec<Candidate>, enough: u64, mass: impl Fn(&[Candidate]) -> u64) {
+    let (mut start, mut end, mut left) = (0, candidates.len(), enough);
+    while end - start > 1 {
+        let middle = start + (end - start) / 2;
+        candidates[start..end].select_nth_unstable_by(middle - start, descending);
+        let upper = mass(&candidates[start..middle]);
+        if upper >= left {
+            end = middle;
+        } else {
+            left -= upper;
+            start = middle;
+        }
+    }
+    candidates.truncate(end);
 }
 
 /// Keeps the `count` first in descending order, unsorted but for the last.
@@ -104,37 +119,8 @@ fn cut(candidates: &mut Vec<Candidate>, count: usize) {
 }
 
 /// Descending by logit, then ascending by token. -0 and +0 are equal.
-fn descending(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+pub(crate) fn descending(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0))
-}
-
-/// `exp((logit - greatest) / temperature)` in f64: the subtraction of two f32 values is exact or rounded once, the
-/// product with the reciprocal is one operation, and the exponential is `libm`'s, the same bits everywhere.
-#[derive(Clone, Copy)]
-pub(crate) struct Weigher {
-    greatest: f64,
-    inverse_temperature: f64,
-}
-
-impl Weigher {
-    pub(crate) fn new(greatest: f32, temperature: f32) -> Self {
-        Self { greatest: f64::from(greatest), inverse_temperature: 1.0 / f64::from(temperature) }
-    }
-
-    #[inline]
-    pub(crate) fn weight(self, logit: f32) -> f64 {
-        libm::exp((f64::from(logit) - self.greatest) * self.inverse_temperature)
-    }
-
-    /// The sum of the weights of all logits: each span of [`SPAN`] summed in ascending order of token, then the spans
-    /// in order. `spans` receives the partial sums.
-    pub(crate) fn sum(self, logits: &[f32], spans: &mut Vec<f64>) -> f64 {
-        spans.clear();
-        spans.extend(
-            logits.chunks(SPAN).map(|span| span.iter().fold(0.0, |sum, &logit| sum + self.weight(logit))),
-        );
-        spans.iter().fold(0.0, |sum, span| sum + span)
-    }
 }
 
 #[cfg(test)]
@@ -164,9 +150,22 @@ mod tests {
         fn leading_is_the_head_of_a_full_sort(row in rows(), count in 0usize..800) {
             let mut found = Vec::new();
             leading(&row, count, &mut found);
+            found.sort_by(descending);
             let mut expected = sorted(&row);
             expected.truncate(count);
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn the_mass_kept_is_the_shortest_that_suffices(row in rows(), enough in 0u64..3000) {
+            let mass = |candidates: &[Candidate]| -> u64 { candidates.iter().map(|&(token, _)| u64::from(token % 7)).sum() };
+            let mut kept: Vec<Candidate> = sorted(&row);
+            let all = kept.clone();
+            kept.reverse();
+            keep_mass(&mut kept, enough, mass);
+            kept.sort_by(descending);
+            let length = (1..all.len()).find(|&length| mass(&all[..length]) >= enough).unwrap_or(all.len());
+            prop_assert_eq!(kept, &all[..length]);
         }
 
         #[test]
