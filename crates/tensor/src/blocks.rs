@@ -272,9 +272,23 @@ fn nibbles(bytes: &[u8], q: &mut [i8], value: impl Fn(u8) -> i8) {
     }
 }
 
-fn add_fifth_bits(bytes: &[u8], q: &mut [i8]) {
+fn add_fifth_bits(bits: &[u8], q: &mut [i8]) {
+    let bits = u32::from_le_bytes([bits[0], bits[1], bits[2], bits[3]]);
     for (i, q) in q.iter_mut().enumerate() {
-        *q += ((bytes[i / 8] >> (i % 8) & 1) << 4) as i8;
+        *q += ((bits >> i & 1) << 4) as i8;
+    }
+}
+
+/// Bit fields in planes of 32: plane `i` of `q` reads the field `i % (8 / width)` of 32 bytes, the bytes moving on when
+/// their fields are used up.
+fn planes(bytes: &[u8], width: usize, q: &mut [i8], set: impl Fn(&mut i8, u8)) {
+    let fields = 8 / width;
+    for (i, q) in q.chunks_exact_mut(32).enumerate() {
+        let shift = width * (i % fields);
+        let mask = (1 << width) - 1;
+        for (q, &byte) in q.iter_mut().zip(&bytes[32 * (i / fields)..]) {
+            set(q, byte >> shift & mask);
+        }
     }
 }
 
@@ -289,9 +303,7 @@ fn unpack_q2k(block: &[u8], parts: &mut BlockMut<'_>) {
         parts.sub_scale[i] = (pair & 15) as i8;
         parts.sub_min[i] = pair >> 4;
     }
-    for (i, q) in parts.q.iter_mut().enumerate() {
-        *q = bit_pair(&block[16..80], i) as i8;
-    }
+    planes(&block[16..80], 2, parts.q, |q, low| *q = low as i8);
 }
 
 fn unpack_q3k(block: &[u8], parts: &mut BlockMut<'_>) {
@@ -301,27 +313,19 @@ fn unpack_q3k(block: &[u8], parts: &mut BlockMut<'_>) {
         let high = scales[8 + i % 4] >> (2 * (i / 4)) & 3;
         *sub_scale = (high << 4 | low) as i8 - 32;
     }
-    for (i, q) in parts.q.iter_mut().enumerate() {
-        let high = block[i % 32] >> (i / 32) & 1;
-        *q = (high << 2 | bit_pair(&block[32..96], i)) as i8 - 4;
-    }
+    planes(&block[32..96], 2, parts.q, |q, low| *q = low as i8 - 4);
+    planes(&block[..32], 1, parts.q, |q, high| *q += (high << 2) as i8);
 }
 
 fn unpack_q4k(block: &[u8], parts: &mut BlockMut<'_>) {
     six_bit_pairs(&block[4..16], parts);
-    for (bytes, q) in block[16..144].chunks_exact(32).zip(parts.q.chunks_exact_mut(64)) {
-        nibbles(bytes, q, |q| q as i8);
-    }
+    planes(&block[16..144], 4, parts.q, |q, low| *q = low as i8);
 }
 
 fn unpack_q5k(block: &[u8], parts: &mut BlockMut<'_>) {
     six_bit_pairs(&block[4..16], parts);
-    for (bytes, q) in block[48..176].chunks_exact(32).zip(parts.q.chunks_exact_mut(64)) {
-        nibbles(bytes, q, |q| q as i8);
-    }
-    for (i, q) in parts.q.iter_mut().enumerate() {
-        *q += ((block[16 + i % 32] >> (i / 32) & 1) << 4) as i8;
-    }
+    planes(&block[48..176], 4, parts.q, |q, low| *q = low as i8);
+    planes(&block[16..48], 1, parts.q, |q, high| *q += (high << 4) as i8);
 }
 
 fn unpack_q6k(block: &[u8], parts: &mut BlockMut<'_>) {
@@ -329,15 +333,7 @@ fn unpack_q6k(block: &[u8], parts: &mut BlockMut<'_>) {
     for (bytes, q) in block[..128].chunks_exact(64).zip(parts.q.chunks_exact_mut(128)) {
         nibbles(bytes, q, |q| q as i8 - 32);
     }
-    for (i, q) in parts.q.iter_mut().enumerate() {
-        *q += (bit_pair(&block[128..192], i) << 4) as i8;
-    }
-}
-
-/// Value `128h + 32j + l` of two bits, in bits `2j..2j + 2` of byte `32h + l`.
-fn bit_pair(bytes: &[u8], i: usize) -> u8 {
-    let (h, j, l) = (i / 128, i / 32 % 4, i % 32);
-    bytes[32 * h + l] >> (2 * j) & 3
+    planes(&block[128..192], 2, parts.q, |q, high| *q += (high << 4) as i8);
 }
 
 /// The eight 6-bit scales and minima of `Q4K` and `Q5K`.

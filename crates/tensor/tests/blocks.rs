@@ -85,6 +85,8 @@ fn quantized() -> impl Strategy<Value = Format> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn parts_recombine_to_the_values(
         format in quantized(), rows in 1..4usize, blocks in 1..4usize, seed: u64, extreme: bool,
