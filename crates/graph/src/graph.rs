@@ -266,7 +266,7 @@ impl Graph {
             }
         }
         for &(name, id) in outputs {
-            let node = names[id.index()].unwrap_or(NodeId(0));
+            let node = names[id.index()].expect("an output is reachable from itself");
             graph.outputs.push(Output { name: name.into(), node, donates: None });
         }
         unique("inputs", graph.inputs.iter().map(|input| &input.name))?;

@@ -209,11 +209,22 @@ impl Backend for Trace {
     fn iota(&self, shape: &Shape, axis: usize) -> Result<NodeId> {
         self.record(Op::Iota(axis), &[], shape, DType::I32)
     }
+    /// A reshape of a reshape is recorded as one.
     fn reshape(&self, x: &Tensor<Self>, shape: &Shape) -> Result<NodeId> {
-        if x.shape() == shape {
-            return Ok(*x.data());
+        let mut recorder = self.lock();
+        let mut origin = *x.data();
+        if let Some(Node { op: Op::Reshape, operands, .. }) = recorder.nodes.get(origin.index()) {
+            origin = operands[0];
         }
-        self.record(Op::Reshape, &[x], shape, x.dtype())
+        if recorder.nodes.get(origin.index()).is_some_and(|node| node.shape == *shape) {
+            return Ok(origin);
+        }
+        recorder.node(Node {
+            op: Op::Reshape,
+            operands: vec![origin],
+            shape: shape.clone(),
+            dtype: x.dtype(),
+        })
     }
     fn permute(&self, x: &Tensor<Self>, axes: &[usize], shape: &Shape) -> Result<NodeId> {
         self.record(Op::Permute(axes.to_vec()), &[x], shape, x.dtype())
