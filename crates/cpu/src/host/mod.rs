@@ -1,9 +1,9 @@
 //! The reference: plain primitives over host buffers, and no fused operation of its own.
 
 mod buffer;
-mod elementwise;
-mod layout;
-mod matmul;
+pub(crate) mod elementwise;
+pub(crate) mod layout;
+pub(crate) mod matmul;
 
 use std::{
     ops::Range,

@@ -1,0 +1,269 @@
+use std::{ops::Range, sync::Arc};
+
+use samebits_kernels::cpu::{self as kernels, Isa};
+use samebits_tensor::{
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
+    Error, Format, HostTensor, HostWeight, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor,
+    UnaryOp, Weight,
+};
+
+use crate::{
+    attention,
+    host::{Buffer, host_primitives},
+    linear,
+    packed::PackedWeight,
+    threads::Threads,
+};
+
+const NAME: &str = "cpu";
+
+/// Values of a task of an element-wise operation: fewer are not worth another thread.
+const CHUNK: usize = 1 << 14;
+
+/// The CPU: SIMD kernels for the fused operations, on threads of its own. Cloning shares the threads.
+///
+/// ```
+/// use samebits_cpu::{Cpu, Isa};
+/// let cpu = Cpu::builder().threads(1).isa(Isa::SCALAR).build()?;
+/// # Ok::<(), samebits_tensor::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Cpu {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    isa: Isa,
+    threads: Threads,
+    capabilities: Capabilities,
+}
+
+/// How a [`Cpu`] is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Builder {
+    threads: usize,
+    isa: Option<Isa>,
+}
+
+impl Builder {
+    /// How many threads compute; 0, the default, means `RAYON_NUM_THREADS`, or else one for each core.
+    pub fn threads(mut self, count: usize) -> Self {
+        self.threads = count;
+        self
+    }
+
+    /// The instruction set; the default is what `SAMEBITS_ISA` names, or else the best.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// The backend.
+    ///
+    /// # Errors
+    /// If `SAMEBITS_ISA` names no instruction set of this CPU, or threads cannot be started.
+    pub fn build(self) -> Result<Cpu> {
+        let error = |op, detail: String| Error::Backend { backend: NAME.into(), op, detail };
+        let isa = self.isa.map_or_else(Isa::from_env, Ok).map_err(|e| error("open", e.to_string()))?;
+        let threads = Threads::new(self.threads).map_err(|e| error("open", e.to_string()))?;
+        let count = threads.count();
+        let capabilities = Capabilities {
+            name: NAME.into(),
+            device: format!("{}, {count} thread{}", isa.title(), if count == 1 { "" } else { "s" }),
+            formats: Format::ALL.to_vec(),
+            memory_bytes: None,
+        };
+        Ok(Cpu { shared: Arc::new(Shared { isa, threads, capabilities }) })
+    }
+}
+
+impl Cpu {
+    /// The best instruction set on all cores.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Choices before the start.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.shared.isa
+    }
+
+    /// Runs `f` once on every thread that computes, as a test does that changes the threads' floating-point mode.
+    pub fn on_every_thread(&self, f: impl Fn() + Sync) {
+        self.threads().everywhere(f);
+    }
+
+    /// Runs `work` on the backend's threads, so that operations inside need no hand-over each.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.threads().install(work)
+    }
+
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.shared.threads
+    }
+
+    /// A tensor of this backend.
+    pub(crate) fn tensor(&self, shape: impl Into<Shape>, values: Vec<f32>) -> Tensor<Self> {
+        Tensor::from_data(self, shape, DType::F32, values.into())
+    }
+
+    /// Fills a tensor like `x`, whole rows of `n` values at a time: `run` is given where a piece starts and the piece.
+    fn in_rows(
+        &self,
+        x: &Tensor<Self>,
+        n: usize,
+        run: impl Fn(usize, &mut [f32]) + Send + Sync,
+    ) -> Tensor<Self> {
+        let mut out = vec![0.0; x.shape().elements()];
+        if !out.is_empty() {
+            let piece = CHUNK.max(out.len().div_ceil(4 * self.threads().count())).next_multiple_of(n);
+            let pieces: Vec<_> = out.chunks_mut(piece).enumerate().collect();
+            self.threads().each(pieces, |(i, out)| run(i * piece, out));
+        }
+        self.tensor(x.shape(), out)
+    }
+}
+
+impl Backend for Cpu {
+    type Data = Buffer;
+    type Weight = PackedWeight;
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    host_primitives!();
+
+    fn pack(&self, weight: &HostWeight) -> Result<PackedWeight> {
+        self.threads().install(|| PackedWeight::pack(weight))
+    }
+
+    fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>> {
+        linear::plain(self, weight.packed())
+    }
+
+    fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
+        Ok(linear::linears(self, x, &[weight.packed()])?.remove(0))
+    }
+
+    fn linears(&self, x: &Tensor<Self>, weights: &[&Weight<Self>]) -> Result<Vec<Tensor<Self>>> {
+        let weights: Vec<_> = weights.iter().map(|weight| weight.packed()).collect();
+        linear::linears(self, x, &weights)
+    }
+
+    fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
+        linear::embedding(self, ids, weight.packed())
+    }
+
+    fn rms_norm(&self, x: &Tensor<Self>, weight: &Tensor<Self>, eps: f32) -> Result<Tensor<Self>> {
+        let op = "rms_norm";
+        let (values, weight) = (x.data().f32(op)?, weight.data().f32(op)?);
+        Ok(self.in_rows(x, weight.len(), |at, out| {
+            kernels::rms_norm(self.isa(), &values[at..at + out.len()], weight, eps, out);
+        }))
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Tensor<Self>,
+        weight: &Tensor<Self>,
+        bias: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<Tensor<Self>> {
+        let op = "layer_norm";
+        let (values, weight, bias) = (x.data().f32(op)?, weight.data().f32(op)?, bias.data().f32(op)?);
+        Ok(self.in_rows(x, weight.len(), |at, out| {
+            kernels::layer_norm(self.isa(), &values[at..at + out.len()], weight, bias, eps, out);
+        }))
+    }
+
+    fn rope(
+        &self,
+        x: &Tensor<Self>,
+        positions: &Tensor<Self>,
+        table: &RopeTable<Self>,
+    ) -> Result<Tensor<Self>> {
+        let op = "rope";
+        let &[_, heads, head_dim] = x.dims() else {
+            return Err(Error::Shape { op, detail: format!("x {}", x.shape()) });
+        };
+        let (values, positions) = (x.data().f32(op)?, positions.data().i32(op)?);
+        let (cos, sin) = (table.cos.data().f32(op)?, table.sin.data().f32(op)?);
+        let half = table.cos.dims()[1];
+        check_indices(op, positions, table.cos.dims()[0])?;
+        let width = heads * head_dim;
+        Ok(self.in_rows(x, width, |at, out| {
+            let rows = out.chunks_exact_mut(width).zip(values[at..].chunks_exact(width));
+            for ((out, x), &position) in rows.zip(&positions[at / width..]) {
+                let angles = position as usize * half..(position as usize + 1) * half;
+                kernels::rope(self.isa(), x, head_dim, &cos[angles.clone()], &sin[angles], out);
+            }
+        }))
+    }
+
+    fn store_kv(
+        &self,
+        cache: &mut KvCache<Self>,
+        k: &Tensor<Self>,
+        v: &Tensor<Self>,
+        slots: &Tensor<Self>,
+    ) -> Result<()> {
+        attention::store_kv(self, cache, k, v, slots)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor<Self>,
+        cache: &KvCache<Self>,
+        batch: &AttentionBatch<Self>,
+        params: &AttentionParams,
+    ) -> Result<Tensor<Self>> {
+        attention::attention(self, q, cache, batch, params)
+    }
+
+    fn glu(&self, gate: &Tensor<Self>, up: &Tensor<Self>, activation: Activation) -> Result<Tensor<Self>> {
+        let (values, up) = (gate.data().f32("glu")?, up.data().f32("glu")?);
+        Ok(self.in_rows(gate, 16, |at, out| {
+            let piece = at..at + out.len();
+            kernels::glu(self.isa(), &values[piece.clone()], &up[piece], activation, out);
+        }))
+    }
+
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> Result<Tensor<Self>> {
+        let values = x.data().f32("activate")?;
+        Ok(self.in_rows(x, 16, |at, out| {
+            kernels::activate(self.isa(), &values[at..at + out.len()], activation, out);
+        }))
+    }
+
+    fn softmax(&self, x: &Tensor<Self>) -> Result<Tensor<Self>> {
+        let (values, n) = (x.data().f32("softmax")?, x.dims()[1]);
+        Ok(self.in_rows(x, n, |at, out| {
+            kernels::softmax(self.isa(), &values[at..at + out.len()], n, out);
+        }))
+    }
+
+    fn soft_cap(&self, x: &Tensor<Self>, cap: f32) -> Result<Tensor<Self>> {
+        let values = x.data().f32("soft_cap")?;
+        Ok(self.in_rows(x, 16, |at, out| {
+            kernels::soft_cap(self.isa(), &values[at..at + out.len()], cap, out);
+        }))
+    }
+}
+
+/// That every index is one of `len` rows.
+pub(crate) fn check_indices(op: &'static str, indices: &[i32], len: usize) -> Result<()> {
+    let outside = |&&index: &&i32| !usize::try_from(index).is_ok_and(|index| index < len);
+    match indices.iter().find(outside) {
+        Some(&index) => Err(Error::Index { op, index: index.into(), len }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,185 @@
+//! Weights in panels of 16 rows, as the kernels read them.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+use samebits_kernels::cpu::{DensePanels, LANES, PanelLayout};
+use samebits_tensor::{Format, FormatKind, HostWeight, PlainRowMut, PlainRows, Result};
+
+/// A weight matrix `[rows, cols]` in panels. Values are those of the file; a block format takes about its file's bits:
+/// exactly for the formats in blocks of 32, for Q6_K and MXFP4, an eighth of a bit a weight more for Q3_K, Q4_K and Q5_K, half
+/// a bit more for Q2_K.
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    panel_bytes: usize,
+    lines: Arc<Vec<Line>>,
+}
+
+/// Bytes that start where a vector register's load is aligned.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl PackedWeight {
+    /// Packs a weight on the threads of the current pool, reading its bytes once.
+    ///
+    /// # Errors
+    /// As [`HostWeight::matrix`].
+    pub(crate) fn pack(weight: &HostWeight) -> Result<Self> {
+        let (rows, cols) = weight.matrix()?;
+        let format = weight.format;
+        let panel_bytes = match format.kind() {
+            FormatKind::Dense => cols * LANES * format.block_bytes(),
+            _ => PanelLayout::new(format, cols).bytes(),
+        };
+        let mut lines = bytemuck::zeroed_vec::<Line>((rows.div_ceil(LANES) * panel_bytes).div_ceil(64));
+        let row_bytes = format.row_bytes(cols)?;
+        if panel_bytes > 0 {
+            let panels = bytemuck::cast_slice_mut::<_, u8>(&mut lines).par_chunks_exact_mut(panel_bytes);
+            panels.zip(weight.bytes.par_chunks(row_bytes * LANES)).for_each(|(panel, rows)| {
+                if format.is_quantized() {
+                    PanelLayout::new(format, cols).pack(rows, panel);
+                } else {
+                    interleave(rows, row_bytes, format.block_bytes(), panel);
+                }
+            });
+        }
+        Ok(PackedWeight { format, rows, cols, panel_bytes, lines: Arc::new(lines) })
+    }
+
+    /// The block format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of memory that the panels take.
+    pub fn bytes(&self) -> usize {
+        64 * self.lines.len()
+    }
+
+    /// Panels of 16 rows.
+    pub(crate) fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    /// The panels in `range`.
+    pub(crate) fn panel_range(&self, range: std::ops::Range<usize>) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        &bytes[range.start * self.panel_bytes..range.end * self.panel_bytes]
+    }
+
+    pub(crate) fn layout(&self) -> PanelLayout {
+        PanelLayout::new(self.format, self.cols)
+    }
+
+    pub(crate) fn dense(&self, range: std::ops::Range<usize>) -> DensePanels<'_> {
+        DensePanels { format: self.format, cols: self.cols, bytes: self.panel_range(range) }
+    }
+
+    /// The bytes of row `row` of a float weight, in order.
+    pub(crate) fn dense_row(&self, row: usize, out: &mut [u8]) {
+        let size = self.format.block_bytes();
+        let panel = self.panel_range(row / LANES..row / LANES + 1);
+        let elements = panel.chunks_exact(size).skip(row % LANES).step_by(LANES);
+        for (element, out) in elements.zip(out.chunks_exact_mut(size)) {
+            out.copy_from_slice(element);
+        }
+    }
+
+    /// The integers and scales of row `row` of a weight in blocks.
+    pub(crate) fn block_row(&self, row: usize, out: &mut PlainRowMut<'_>) {
+        self.layout().unpack_row(self.panel_range(row / LANES..row / LANES + 1), row % LANES, out);
+    }
+
+    /// All rows of a float weight.
+    pub(crate) fn dense_bytes(&self) -> Vec<u8> {
+        let row_bytes = self.cols * self.format.block_bytes();
+        let mut bytes = vec![0; self.rows * row_bytes];
+        if row_bytes > 0 {
+            let rows = bytes.par_chunks_exact_mut(row_bytes).enumerate();
+            rows.for_each(|(row, out)| self.dense_row(row, out));
+        }
+        bytes
+    }
+
+    /// All rows of a weight in blocks.
+    pub(crate) fn block_rows(&self) -> PlainRows {
+        let mut plain = Parts::of(self.format).rows(self.rows, self.cols);
+        for row in 0..self.rows {
+            self.block_row(row, &mut Parts::of(self.format).row(&mut plain, row, self.cols));
+        }
+        plain
+    }
+}
+
+/// The 16 rows of `rows`, column after column.
+fn interleave(rows: &[u8], row_bytes: usize, size: usize, panel: &mut [u8]) {
+    for (lane, row) in rows.chunks_exact(row_bytes.max(1)).enumerate() {
+        for (element, out) in row.chunks_exact(size).zip(panel.chunks_exact_mut(size * LANES)) {
+            out[lane * size..(lane + 1) * size].copy_from_slice(element);
+        }
+    }
+}
+
+/// Which parts the rows of a block format have, and how many columns an entry of each covers; 0 for a part it lacks.
+pub(crate) struct Parts {
+    block: usize,
+    min: bool,
+    sub: usize,
+}
+
+impl Parts {
+    pub(crate) fn of(format: Format) -> Self {
+        let block = format.block_len();
+        match format.kind() {
+            FormatKind::Blocks256 { sub_len, min } => Parts { block, min, sub: sub_len },
+            FormatKind::Blocks32 { min } => Parts { block, min, sub: 0 },
+            FormatKind::Dense => Parts { block, min: false, sub: 0 },
+        }
+    }
+
+    /// Room for `rows` rows.
+    pub(crate) fn rows(&self, rows: usize, cols: usize) -> PlainRows {
+        let subs = rows * cols.checked_div(self.sub).unwrap_or(0);
+        PlainRows {
+            q: vec![0; rows * cols],
+            scale: vec![0.0; rows * cols / self.block],
+            min: self.min.then(|| vec![0.0; rows * cols / self.block]),
+            sub_scale: (self.sub > 0).then(|| vec![0; subs]),
+            sub_min: (self.sub > 0 && self.min).then(|| vec![0; subs]),
+        }
+    }
+
+    /// Row `row` of rows of `cols` columns.
+    pub(crate) fn row<'a>(&self, rows: &'a mut PlainRows, row: usize, cols: usize) -> PlainRowMut<'a> {
+        fn part<T>(values: &mut [T], row: usize, len: usize) -> &mut [T] {
+            &mut values[row * len..(row + 1) * len]
+        }
+        let (blocks, subs) = (cols / self.block, cols.checked_div(self.sub).unwrap_or(0));
+        PlainRowMut {
+            q: part(&mut rows.q, row, cols),
+            scale: part(&mut rows.scale, row, blocks),
+            min: rows.min.as_mut().map_or(&mut [], |values| part(values, row, blocks)),
+            sub_scale: rows.sub_scale.as_mut().map_or(&mut [], |values| part(values, row, subs)),
+            sub_min: rows.sub_min.as_mut().map_or(&mut [], |values| part(values, row, subs)),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! AVX-512 with VNNI: one register a vector.
+
+use std::arch::x86_64::*;
+
+use super::simd::Simd;
+
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU must have AVX-512 F, BW, DQ, VL and VNNI.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Self {
+        Avx512(())
+    }
+}
+
+/// Evaluates an expression of intrinsics.
+macro_rules! vector {
+    ($body:expr) => {
+        // SAFETY: `self` proves that the CPU has the instructions, and every pointer comes from a reference to an
+        // array that is as long as the vector read or written; the loads and stores used take any alignment.
+        unsafe { $body }
+    };
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+    const TILE: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        vector!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> Self::F {
+        vector!(_mm512_loadu_ps(x.as_ptr()))
+    }
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; 16]) {
+        vector!(_mm512_storeu_ps(out.as_mut_ptr(), x))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, x: Self::F) -> Self::F {
+        vector!(_mm512_abs_ps(x))
+    }
+    #[inline(always)]
+    fn neg(self, x: Self::F) -> Self::F {
+        vector!(_mm512_xor_ps(x, _mm512_set1_ps(-0.0)))
+    }
+    #[inline(always)]
+    fn round(self, x: Self::F) -> Self::F {
+        vector!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // The instruction gives `b` where either is NaN.
+        vector!(_mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), a))
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M {
+        vector!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_mask_mov_ps(b, mask, a))
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> Self::F {
+        vector!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
+        vector!({
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        vector!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32; 16]) -> Self::I {
+        vector!(_mm512_loadu_si512(x.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]) {
+        vector!(_mm512_storeu_si512(out.as_mut_ptr().cast(), x))
+    }
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; 64]) -> Self::I {
+        vector!(_mm512_loadu_si512(x.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: Self::I, out: &mut [u8; 64]) {
+        vector!(_mm512_storeu_si512(out.as_mut_ptr().cast(), x))
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> Self::I {
+        vector!(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; 16]) -> Self::I {
+        vector!(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn store_low_bytes(self, x: Self::I, out: &mut [u8; 16]) {
+        vector!(_mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)))
+    }
+    #[inline(always)]
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: Self::I) -> Self::I {
+        vector!(_mm512_slli_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: Self::I) -> Self::I {
+        vector!(_mm512_srli_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn lt_i32(self, a: Self::I, b: Self::I) -> Self::M {
+        vector!(_mm512_cmplt_epi32_mask(a, b))
+    }
+    #[inline(always)]
+    fn and_mask(self, a: Self::M, b: Self::M) -> Self::M {
+        a & b
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: Self::I) -> Self::I {
+        vector!({
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, index)
+        })
+    }
+    #[inline(always)]
+    fn to_f32(self, x: Self::I) -> Self::F {
+        vector!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn round_i32(self, x: Self::F) -> Self::I {
+        vector!(_mm512_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    fn bits(self, x: Self::F) -> Self::I {
+        vector!(_mm512_castps_si512(x))
+    }
+    #[inline(always)]
+    fn from_bits(self, x: Self::I) -> Self::F {
+        vector!(_mm512_castsi512_ps(x))
+    }
+
+    #[inline(always)]
+    fn dot_u8(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I {
+        vector!(_mm512_dpbusd_epi32(acc, u, s))
+    }
+    #[inline(always)]
+    fn dot_u7(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I {
+        vector!(_mm512_dpbusd_epi32(acc, u, s))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::I, u: &[u8; 32], s: [i16; 2]) -> Self::I {
+        vector!({
+            let u = _mm512_cvtepu8_epi16(_mm256_loadu_si256(u.as_ptr().cast()));
+            _mm512_dpwssd_epi32(acc, u, _mm512_set1_epi32(bytemuck::cast(s)))
+        })
+    }
+
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::I {
+        vector!({
+            let a = _mm_loadu_si128(rows[0].as_ptr().cast());
+            let b = _mm_loadu_si128(rows[1].as_ptr().cast());
+            let c = _mm_loadu_si128(rows[2].as_ptr().cast());
+            let d = _mm_loadu_si128(rows[3].as_ptr().cast());
+            let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
+            let low = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+            let (ab, cd) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
+            let high = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        })
+    }
+}

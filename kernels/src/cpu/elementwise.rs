@@ -1,0 +1,192 @@
+//! Element-wise functions: the contract's `exp` and what is built on it, and rotary embedding.
+
+use samebits_tensor::{
+    Activation,
+    exp::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LN2_HI, LN2_LO, LOG2E},
+};
+
+use super::{
+    isa::{Isa, Kernel},
+    quantize::load_padded,
+    simd::Simd,
+};
+
+/// `activation(x)`, element-wise.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate(isa: Isa, x: &[f32], activation: Activation, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "an activation");
+    isa.run(Activate { x, up: None, activation, out });
+}
+
+/// `activation(gate) * up`, element-wise.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn glu(isa: Isa, gate: &[f32], up: &[f32], activation: Activation, out: &mut [f32]) {
+    assert!(gate.len() == out.len() && up.len() == out.len(), "a gated activation");
+    isa.run(Activate { x: gate, up: Some(up), activation, out });
+}
+
+/// `cap * tanh(x / cap)`, element-wise.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn soft_cap(isa: Isa, x: &[f32], cap: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "a soft cap");
+    isa.run(SoftCap { x, cap, out });
+}
+
+/// Rotates the channel pairs `(i, i + half)` of every head of one token by angles given as `half` cosines and sines; channels
+/// past them are copied.
+///
+/// # Panics
+/// If a length does not fit.
+pub fn rope(isa: Isa, x: &[f32], head_dim: usize, cos: &[f32], sin: &[f32], out: &mut [f32]) {
+    let fits = x.len() == out.len() && cos.len() == sin.len() && 2 * cos.len() <= head_dim;
+    assert!(fits, "rotary embedding of {} channels in heads of {head_dim}", x.len());
+    isa.run(Rope { x, head_dim, cos, sin, out });
+}
+
+struct Activate<'a> {
+    x: &'a [f32],
+    up: Option<&'a [f32]>,
+    activation: Activation,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Activate<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in 0..vectors(self.x.len()) {
+            let x = load_at(s, self.x, i);
+            let mut y = match self.activation {
+                Activation::Silu => s.div(x, one_plus_exp_neg(s, x)),
+                Activation::GeluTanh => gelu(s, x),
+            };
+            if let Some(up) = self.up {
+                y = s.mul(y, load_at(s, up, i));
+            }
+            store_at(s, y, self.out, i);
+        }
+    }
+}
+
+struct SoftCap<'a> {
+    x: &'a [f32],
+    cap: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in 0..vectors(self.x.len()) {
+            store_at(s, capped(s, load_at(s, self.x, i), self.cap), self.out, i);
+        }
+    }
+}
+
+struct Rope<'a> {
+    x: &'a [f32],
+    head_dim: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Rope<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let half = self.cos.len();
+        let heads = self.x.chunks_exact(self.head_dim).zip(self.out.chunks_exact_mut(self.head_dim));
+        for (x, out) in heads {
+            let (x0, x1) = x[..2 * half].split_at(half);
+            out[2 * half..].copy_from_slice(&x[2 * half..]);
+            let (y0, y1) = out[..2 * half].split_at_mut(half);
+            for i in 0..vectors(half) {
+                let (c, sin) = (load_at(s, self.cos, i), load_at(s, self.sin, i));
+                let (x0, x1) = (load_at(s, x0, i), load_at(s, x1, i));
+                store_at(s, s.sub(s.mul(x0, c), s.mul(x1, sin)), y0, i);
+                store_at(s, s.add(s.mul(x1, c), s.mul(x0, sin)), y1, i);
+            }
+        }
+    }
+}
+
+/// Vectors that hold `n` values.
+#[inline(always)]
+pub(super) fn vectors(n: usize) -> usize {
+    n.div_ceil(16)
+}
+
+/// Vector `i`, +0 past the end.
+#[inline(always)]
+pub(super) fn load_at<S: Simd>(s: S, x: &[f32], i: usize) -> S::F {
+    let x = &x[16 * i..];
+    match x.first_chunk() {
+        Some(x) => s.load(x),
+        None => load_padded(s, x),
+    }
+}
+
+/// Writes vector `i`, up to the end.
+#[inline(always)]
+pub(super) fn store_at<S: Simd>(s: S, x: S::F, out: &mut [f32], i: usize) {
+    let out = &mut out[16 * i..];
+    match out.first_chunk_mut() {
+        Some(out) => s.store(x, out),
+        None => {
+            let mut lanes = [0.0; 16];
+            s.store(x, &mut lanes);
+            out.copy_from_slice(&lanes[..out.len()]);
+        }
+    }
+}
+
+/// The steps of [`samebits_tensor::exp()`]. A NaN stays NaN, as no conversion to an integer changes one.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    let n = s.round(s.mul(x, s.splat(LOG2E)));
+    let high = s.sub(x, s.mul(n, s.splat(LN2_HI)));
+    let r = s.sub(high, s.mul(n, s.splat(LN2_LO)));
+    let mut p = s.splat(EXP_POLY[0]);
+    for &coefficient in &EXP_POLY[1..] {
+        p = s.add(s.mul(p, r), s.splat(coefficient));
+    }
+    let y = s.from_bits(s.add_i32(s.bits(p), s.shl::<23>(s.round_i32(n))));
+    let y = s.select(s.lt(x, s.splat(EXP_MIN)), s.splat(0.0), y);
+    s.select(s.lt(s.splat(EXP_MAX), x), s.splat(f32::INFINITY), y)
+}
+
+/// `tanh(x * (1 / cap)) * cap`.
+#[inline(always)]
+pub(super) fn capped<S: Simd>(s: S, x: S::F, cap: f32) -> S::F {
+    s.mul(tanh(s, s.mul(x, s.splat(1.0 / cap))), s.splat(cap))
+}
+
+#[inline(always)]
+fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let t = exp(s, s.mul(s.abs(x), s.splat(-2.0)));
+    let one = s.splat(1.0);
+    let magnitude = s.div(s.sub(one, t), s.add(one, t));
+    s.select(s.lt(x, s.splat(0.0)), s.neg(magnitude), magnitude)
+}
+
+#[inline(always)]
+fn one_plus_exp_neg<S: Simd>(s: S, x: S::F) -> S::F {
+    s.add(exp(s, s.neg(x)), s.splat(1.0))
+}
+
+/// `x * sigmoid(GELU_SCALE * (x + GELU_CUBIC * x^3))`.
+#[inline(always)]
+fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    let cubic = s.mul(s.mul(s.mul(x, x), x), s.splat(GELU_CUBIC));
+    let inner = s.mul(s.add(x, cubic), s.splat(GELU_SCALE));
+    let sigmoid = s.div(s.splat(1.0), one_plus_exp_neg(s, inner));
+    s.mul(x, s.select(s.lt(inner, s.splat(EXP_MIN)), s.splat(0.0), sigmoid))
+}

@@ -1,0 +1,28 @@
+//! CPU kernels, each written once over [`simd::Simd`] and run on the instruction set that [`Isa`] names.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod codec;
+mod dense;
+mod elementwise;
+mod isa;
+mod linear;
+mod matrix;
+mod norm;
+mod panel;
+mod quantize;
+mod scalar;
+mod simd;
+
+pub use attention::{AttentionScratch, AttentionTask, KvRows, attend};
+pub use dense::{DensePanels, Floats, linear_dense};
+pub use elementwise::{activate, glu, rope, soft_cap};
+pub use isa::{Isa, IsaError};
+pub use linear::linear_blocks;
+pub use matrix::MatrixMut;
+pub use norm::{layer_norm, rms_norm, softmax};
+pub use panel::{LANES, PanelLayout};
+pub use quantize::{Activations, quantize_block};

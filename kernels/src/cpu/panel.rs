@@ -1,0 +1,241 @@
+//! The packed layout of quantised weights.
+//!
+//! A panel holds 16 rows. First the integers of all columns, in units of 32 (see [`super::codec`]); then, for each
+//! block in order, its scales: 16 f16 (MXFP4: 16 exponent bytes); 16 f16 minima where the format has them; for each
+//! sub-block 16 i8 scales; for each pair of sub-blocks 16 pairs of u8 minima. Rows past the matrix are zero. The size
+//! is rounded up to 64 bytes, so that aligned panels stay aligned.
+
+use half::f16;
+use samebits_tensor::{Format, FormatKind, PlainRowMut, unpack_row};
+
+use super::codec::Codec;
+
+/// Rows of a panel.
+pub const LANES: usize = 16;
+
+/// Runs `$body` with `$codec` standing for the codec of a quantised format.
+macro_rules! with_codec {
+    ($format:expr, $codec:ident => $body:expr) => {{
+        use samebits_tensor::Format;
+        use $crate::cpu::codec;
+        match $format {
+            Format::Q4_0 => with_codec!(@ $codec, codec::Signed4, $body),
+            Format::Q4_1 | Format::Q4K => with_codec!(@ $codec, codec::Unsigned4, $body),
+            Format::Q5_0 => with_codec!(@ $codec, codec::Signed5, $body),
+            Format::Q5_1 | Format::Q5K => with_codec!(@ $codec, codec::Unsigned5, $body),
+            Format::Q8_0 => with_codec!(@ $codec, codec::Signed8, $body),
+            Format::Q2K => with_codec!(@ $codec, codec::Unsigned2, $body),
+            Format::Q3K => with_codec!(@ $codec, codec::Signed3, $body),
+            Format::Q6K => with_codec!(@ $codec, codec::Signed6, $body),
+            Format::Iq4Nl => with_codec!(@ $codec, codec::Iq4Nl, $body),
+            Format::Mxfp4 => with_codec!(@ $codec, codec::Mxfp4, $body),
+            Format::F32 | Format::F16 | Format::BF16 => panic!("{} has no blocks", $format),
+        }
+    }};
+    (@ $codec:ident, $type:ty, $body:expr) => {{
+        type $codec = $type;
+        $body
+    }};
+}
+pub(super) use with_codec;
+
+/// Where the parts of a panel of a quantised format are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelLayout {
+    format: Format,
+    cols: usize,
+    pub(super) unit: usize,
+    pub(super) side: Side,
+}
+
+/// Offsets in the scales of one block of 16 rows, and their size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Side {
+    pub(super) min: usize,
+    pub(super) sub_scale: usize,
+    pub(super) sub_min: usize,
+    pub(super) bytes: usize,
+    subs: usize,
+    has_min: bool,
+}
+
+impl Side {
+    pub(super) const fn of(exponents: bool, subs: usize, has_min: bool) -> Side {
+        let min = if exponents { LANES } else { 2 * LANES };
+        let sub_scale = if has_min { min + 2 * LANES } else { min };
+        let sub_min = sub_scale + LANES * subs;
+        let bytes = if has_min { sub_min + LANES * subs } else { sub_min };
+        Side { min, sub_scale, sub_min, bytes, subs, has_min }
+    }
+}
+
+impl PanelLayout {
+    /// The layout of panels of `cols` columns, which must be whole blocks of a quantised format.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub fn new(format: Format, cols: usize) -> Self {
+        assert!(cols.is_multiple_of(format.block_len()), "{cols} columns of {format}");
+        let side = match format.kind() {
+            FormatKind::Dense => panic!("{format} has no blocks"),
+            FormatKind::Blocks32 { min } => Side::of(format == Format::Mxfp4, 0, min),
+            FormatKind::Blocks256 { sub_len, min } => Side::of(false, 256 / sub_len, min),
+        };
+        PanelLayout { format, cols, unit: with_codec!(format, C => C::UNIT), side }
+    }
+
+    /// The block format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Columns of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of one panel, a multiple of 64.
+    pub fn bytes(&self) -> usize {
+        (self.units_bytes() + self.blocks() * self.side.bytes).next_multiple_of(64)
+    }
+
+    /// Blocks in a row.
+    pub fn blocks(&self) -> usize {
+        self.cols / self.format.block_len()
+    }
+
+    /// Bytes of the integers of a panel.
+    pub(super) fn units_bytes(&self) -> usize {
+        self.cols / 32 * self.unit
+    }
+
+    /// Packs at most 16 rows, encoded as their file holds them, into a panel of zeros.
+    ///
+    /// # Panics
+    /// If there are more rows, or a size does not fit the layout.
+    pub fn pack(&self, rows: &[u8], panel: &mut [u8]) {
+        let row_bytes = self.blocks() * self.format.block_bytes();
+        assert!(panel.len() == self.bytes() && rows.len() <= LANES * row_bytes, "panel of {self:?}");
+        if row_bytes == 0 {
+            return;
+        }
+        let (units, side) = panel.split_at_mut(self.units_bytes());
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            with_codec!(self.format, C => self.pack_row::<C>(lane, row, units, side));
+        }
+    }
+
+    fn pack_row<C: Codec>(&self, lane: usize, row: &[u8], units: &mut [u8], side: &mut [u8]) {
+        let len = self.format.block_len();
+        let blocks = row.chunks_exact(self.format.block_bytes());
+        let units = units.chunks_exact_mut(C::UNIT * (len / 32));
+        for ((block, units), side) in blocks.zip(units).zip(side.chunks_exact_mut(self.side.bytes)) {
+            let mut parts = BlockParts::default();
+            let mut row = parts.row(len, &self.side);
+            unpack_row(self.format, block, &mut row);
+            for (q, unit) in row.q.chunks_exact(32).zip(units.chunks_exact_mut(C::UNIT)) {
+                for (i, &q) in q.iter().enumerate() {
+                    C::put(unit, i / 4, 4 * lane + i % 4, (i32::from(q) + C::OFFSET) as u8);
+                }
+            }
+            self.pack_side(lane, &row, side);
+        }
+    }
+
+    fn pack_side(&self, lane: usize, row: &PlainRowMut<'_>, side: &mut [u8]) {
+        if self.format == Format::Mxfp4 {
+            side[lane] = exponent(row.scale[0]);
+        } else {
+            put_f16(side, lane, row.scale[0]);
+        }
+        if let Some(&min) = row.min.first() {
+            put_f16(&mut side[self.side.min..], lane, min);
+        }
+        for (sub, &scale) in row.sub_scale.iter().enumerate() {
+            side[self.side.sub_scale + LANES * sub + lane] = scale as u8;
+        }
+        for (sub, &min) in row.sub_min.iter().enumerate() {
+            side[self.side.sub_min + 2 * LANES * (sub / 2) + 2 * lane + sub % 2] = min;
+        }
+    }
+
+    /// The integers and scales of row `lane` of a panel, bit for bit what [`samebits_tensor::unpack_row`] gives.
+    ///
+    /// # Panics
+    /// If a size does not fit the layout.
+    pub fn unpack_row(&self, panel: &[u8], lane: usize, row: &mut PlainRowMut<'_>) {
+        assert!(panel.len() == self.bytes() && lane < LANES, "lane {lane} of a panel of {self:?}");
+        with_codec!(self.format, C => {
+            for (q, unit) in row.q.chunks_exact_mut(32).zip(panel.chunks_exact(C::UNIT)) {
+                for (i, q) in q.iter_mut().enumerate() {
+                    *q = (i32::from(C::get(unit, i / 4, 4 * lane + i % 4)) - C::OFFSET) as i8;
+                }
+            }
+        });
+        let side = panel[self.units_bytes()..].chunks_exact(self.side.bytes);
+        for (block, side) in side.take(self.blocks()).enumerate() {
+            self.unpack_side(side, lane, block, row);
+        }
+    }
+
+    fn unpack_side(&self, side: &[u8], lane: usize, block: usize, row: &mut PlainRowMut<'_>) {
+        let exponents = self.format == Format::Mxfp4;
+        row.scale[block] = if exponents { power(side[lane]) } else { get_f16(side, lane) };
+        if let Some(min) = row.min.get_mut(block) {
+            *min = get_f16(&side[self.side.min..], lane);
+        }
+        let subs = self.side.subs;
+        for sub in 0..subs {
+            row.sub_scale[block * subs + sub] = side[self.side.sub_scale + LANES * sub + lane] as i8;
+            if self.side.has_min {
+                let at = self.side.sub_min + 2 * LANES * (sub / 2) + 2 * lane + sub % 2;
+                row.sub_min[block * subs + sub] = side[at];
+            }
+        }
+    }
+}
+
+/// Room for the parts of one block.
+struct BlockParts {
+    q: [i8; 256],
+    scale: [f32; 1],
+    min: [f32; 1],
+    sub_scale: [i8; 16],
+    sub_min: [u8; 16],
+}
+
+impl Default for BlockParts {
+    fn default() -> Self {
+        BlockParts { q: [0; 256], scale: [0.0], min: [0.0], sub_scale: [0; 16], sub_min: [0; 16] }
+    }
+}
+
+impl BlockParts {
+    fn row(&mut self, len: usize, side: &Side) -> PlainRowMut<'_> {
+        let mins = if side.has_min { side.subs } else { 0 };
+        PlainRowMut {
+            q: &mut self.q[..len],
+            scale: &mut self.scale,
+            min: &mut self.min[..usize::from(side.has_min)],
+            sub_scale: &mut self.sub_scale[..side.subs],
+            sub_min: &mut self.sub_min[..mins],
+        }
+    }
+}
+
+fn put_f16(values: &mut [u8], lane: usize, value: f32) {
+    values[2 * lane..2 * lane + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+}
+
+fn get_f16(values: &[u8], lane: usize) -> f32 {
+    f16::from_le_bytes([values[2 * lane], values[2 * lane + 1]]).to_f32()
+}
+
+/// The exponent bits of a power of two, or 0.
+fn exponent(scale: f32) -> u8 {
+    (scale.to_bits() >> 23) as u8
+}
+
+fn power(exponent: u8) -> f32 {
+    f32::from_bits(u32::from(exponent) << 23)
+}

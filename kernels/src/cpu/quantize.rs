@@ -1,0 +1,240 @@
+//! Quantised activations, in the order in which linear layers read them.
+
+use samebits_tensor::{
+    Format, FormatKind,
+    contract::{Q8_MAX, Q8_MAX_RECIPROCAL, TINY},
+};
+
+use super::{
+    codec::Codec,
+    isa::{Isa, Kernel},
+    panel::with_codec,
+    simd::Simd,
+};
+
+/// What the formats that can share quantised activations have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    block: usize,
+    sub: usize,
+    offset: i32,
+}
+
+impl Kind {
+    fn of(format: Format) -> Kind {
+        let (block, sub) = match format.kind() {
+            FormatKind::Dense => panic!("{format} has no blocks"),
+            FormatKind::Blocks32 { .. } => (32, 32),
+            FormatKind::Blocks256 { sub_len, .. } => (256, sub_len),
+        };
+        Kind { block, sub, offset: with_codec!(format, C => C::OFFSET) }
+    }
+}
+
+/// Activations `[m, k]`, quantised in blocks, in tiles of tokens: first as many as the widest tile takes, then narrower ones
+/// by powers of two. A tile holds, for each block, the values of all its tokens.
+pub struct Activations {
+    kind: Kind,
+    m: usize,
+    k: usize,
+    tile: usize,
+    q: Vec<u8>,
+    scale: Vec<f32>,
+    /// `-offset * sum(q)` of each sub-block.
+    bias: Vec<i32>,
+    /// `sum(q)` of each sub-block.
+    sums: Vec<i16>,
+}
+
+/// One tile of [`Activations`].
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    /// `[blocks, tokens, block]` of i8.
+    pub(super) q: &'a [u8],
+    /// `[blocks, tokens]`.
+    pub(super) scale: &'a [f32],
+    /// `[blocks, tokens, subs]`.
+    pub(super) bias: &'a [i32],
+    /// `[blocks, tokens, subs]`.
+    pub(super) sums: &'a [i16],
+}
+
+impl Activations {
+    /// Quantises `x [m, k]` for a weight of `format` on the given instructions.
+    ///
+    /// # Panics
+    /// If `k` is not whole blocks of a quantised format, or `x` not as long.
+    pub fn quantize(isa: Isa, x: &[f32], m: usize, k: usize, format: Format) -> Self {
+        let kind = Kind::of(format);
+        assert!(k.is_multiple_of(kind.block) && x.len() == m * k, "activations [{m}, {k}] for {format}");
+        let mut out = Activations {
+            kind,
+            m,
+            k,
+            tile: isa.tile(),
+            q: vec![0; m * k],
+            scale: vec![0.0; m * k / kind.block],
+            bias: vec![0; m * k / kind.sub],
+            sums: vec![0; m * k / kind.sub],
+        };
+        isa.run(Quantize { x, out: &mut out });
+        out
+    }
+
+    /// Whether these serve a weight of `format` too.
+    pub fn serve(&self, format: Format) -> bool {
+        format.is_quantized() && self.kind == Kind::of(format)
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.m
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.k
+    }
+
+    /// First token and width of each tile.
+    #[inline(always)]
+    pub(super) fn tiles(&self) -> Tiles {
+        Tiles { next: 0, end: self.m, widest: self.tile }
+    }
+
+    /// The tile of `width` tokens from `start` on.
+    #[inline(always)]
+    pub(super) fn tile(&self, start: usize, width: usize) -> Tile<'_> {
+        let part = |per_token: usize| start * per_token..(start + width) * per_token;
+        let (blocks, subs) = (part(self.k / self.kind.block), part(self.k / self.kind.sub));
+        Tile {
+            q: &self.q[part(self.k)],
+            scale: &self.scale[blocks],
+            bias: &self.bias[subs.clone()],
+            sums: &self.sums[subs],
+        }
+    }
+}
+
+/// Cuts tokens into tiles whose widths are powers of two.
+pub(super) struct Tiles {
+    pub(super) next: usize,
+    pub(super) end: usize,
+    pub(super) widest: usize,
+}
+
+impl Iterator for Tiles {
+    type Item = (usize, usize);
+    #[inline(always)]
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let left = self.end - self.next;
+        if left == 0 {
+            return None;
+        }
+        while self.widest > left {
+            self.widest /= 2;
+        }
+        let start = self.next;
+        self.next += self.widest;
+        Some((start, self.widest))
+    }
+}
+
+struct Quantize<'a> {
+    x: &'a [f32],
+    out: &'a mut Activations,
+}
+
+impl Kernel for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Activations { kind, k, .. } = *self.out;
+        let (blocks, subs) = (k / kind.block, kind.block / kind.sub);
+        for (start, width) in self.out.tiles() {
+            for token in 0..width {
+                let row = &self.x[(start + token) * k..(start + token + 1) * k];
+                for (block, x) in row.chunks_exact(kind.block).enumerate() {
+                    let at = start * blocks + block * width + token;
+                    let q = &mut self.out.q[at * kind.block..(at + 1) * kind.block];
+                    self.out.scale[at] = block_of(s, x, q);
+                    for (sub, q) in q.chunks_exact(kind.sub).enumerate() {
+                        let sum = sum_bytes(s, q);
+                        self.out.bias[at * subs + sub] = -kind.offset * sum;
+                        self.out.sums[at * subs + sub] = sum as i16;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantises one block of any length to i8, and returns its scale.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn quantize_block(isa: Isa, x: &[f32], q: &mut [u8]) -> f32 {
+    struct Block<'a>(&'a [f32], &'a mut [u8]);
+    impl Kernel for Block<'_> {
+        type Output = f32;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f32 {
+            block_of(s, self.0, self.1)
+        }
+    }
+    isa.run(Block(x, q))
+}
+
+/// The contract's `quantize_blocks` of one block.
+#[inline(always)]
+pub(super) fn block_of<S: Simd>(s: S, x: &[f32], q: &mut [u8]) -> f32 {
+    assert_eq!(x.len(), q.len(), "a block and its integers");
+    let largest = largest_magnitude(s, x);
+    let scale = largest * Q8_MAX_RECIPROCAL;
+    let tiny = scale < TINY;
+    let inverse = s.splat(if tiny { 0.0 } else { Q8_MAX / largest });
+    let (x, x_rest) = x.as_chunks::<16>();
+    let (q, q_rest) = q.as_chunks_mut::<16>();
+    for (x, q) in x.iter().zip(q) {
+        s.store_low_bytes(s.round_i32(s.mul(s.load(x), inverse)), q);
+    }
+    if !x_rest.is_empty() {
+        let mut out = [0; 16];
+        s.store_low_bytes(s.round_i32(s.mul(load_padded(s, x_rest), inverse)), &mut out);
+        q_rest.copy_from_slice(&out[..x_rest.len()]);
+    }
+    if tiny { 0.0 } else { scale }
+}
+
+/// The largest `|x|`, or NaN if there is one: bit patterns of magnitudes are in the order of their values, NaN last.
+#[inline(always)]
+fn largest_magnitude<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let mut largest = s.splat_i32(0);
+    let (x, rest) = x.as_chunks::<16>();
+    for x in x {
+        largest = s.max_i32(largest, s.bits(s.abs(s.load(x))));
+    }
+    if !rest.is_empty() {
+        largest = s.max_i32(largest, s.bits(s.abs(load_padded(s, rest))));
+    }
+    f32::from_bits(s.max_lane_i32(largest) as u32)
+}
+
+/// At most 16 values, then +0.
+#[inline(always)]
+pub(super) fn load_padded<S: Simd>(s: S, x: &[f32]) -> S::F {
+    let mut lanes = [0.0; 16];
+    lanes[..x.len()].copy_from_slice(x);
+    s.load(&lanes)
+}
+
+/// Sum of i8, a multiple of 16 of them.
+#[inline(always)]
+pub(super) fn sum_bytes<S: Simd>(s: S, q: &[u8]) -> i32 {
+    let mut sum = s.splat_i32(0);
+    for q in q.as_chunks::<16>().0 {
+        sum = s.add_i32(sum, s.load_i8(q));
+    }
+    s.sum_i32(sum)
+}

@@ -1,0 +1,152 @@
+//! The vector machine that every kernel is written for.
+
+/// Sixteen 32-bit lanes of an instruction set, whatever the width of its registers.
+///
+/// A value of the type proves that the CPU has the instructions, so the methods are safe. A vector of integers
+/// `I` is also seen as 64 bytes, byte `4l + i` being byte `i` of lane `l`. No method fuses, reorders or approximates.
+pub(super) trait Simd: Copy {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32, or 64 bytes.
+    type I: Copy;
+    /// One bool a lane.
+    type M: Copy;
+    /// Tokens of the widest tile of a linear layer: as many accumulators as the registers hold.
+    const TILE: usize;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    fn store(self, x: Self::F, out: &mut [f32; 16]);
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    fn abs(self, x: Self::F) -> Self::F;
+    fn neg(self, x: Self::F) -> Self::F;
+    /// The nearest integer, ties to even.
+    fn round(self, x: Self::F) -> Self::F;
+    /// The larger of both; NaN if either is.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b`; false where either is NaN.
+    fn lt(self, a: Self::F, b: Self::F) -> Self::M;
+    /// `a` where the mask holds, else `b`.
+    fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
+    /// Widened f16, exactly.
+    fn load_f16(self, x: &[u8; 32]) -> Self::F;
+    /// Widened bf16, exactly.
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F;
+
+    fn splat_i32(self, x: i32) -> Self::I;
+    fn load_i32(self, x: &[i32; 16]) -> Self::I;
+    fn store_i32(self, x: Self::I, out: &mut [i32; 16]);
+    fn load_bytes(self, x: &[u8; 64]) -> Self::I;
+    fn store_bytes(self, x: Self::I, out: &mut [u8; 64]);
+    /// Sixteen u8, widened.
+    fn load_u8(self, x: &[u8; 16]) -> Self::I;
+    /// Sixteen i8, widened.
+    fn load_i8(self, x: &[u8; 16]) -> Self::I;
+    /// The lowest byte of each lane.
+    fn store_low_bytes(self, x: Self::I, out: &mut [u8; 16]);
+    /// Wrapping sum.
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Low half of the product.
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Lanes shifted left.
+    fn shl<const N: u32>(self, x: Self::I) -> Self::I;
+    /// Lanes shifted right, zeros shifted in.
+    fn shr<const N: u32>(self, x: Self::I) -> Self::I;
+    fn lt_i32(self, a: Self::I, b: Self::I) -> Self::M;
+    fn and_mask(self, a: Self::M, b: Self::M) -> Self::M;
+    /// Entry `index` of a table for each byte; indices are below 16.
+    fn lookup(self, table: &[u8; 16], index: Self::I) -> Self::I;
+    /// The nearest f32.
+    fn to_f32(self, x: Self::I) -> Self::F;
+    /// The nearest integer, ties to even, of values in the range of i32; unspecified for NaN and others.
+    fn round_i32(self, x: Self::F) -> Self::I;
+    fn bits(self, x: Self::F) -> Self::I;
+    fn from_bits(self, x: Self::I) -> Self::F;
+
+    /// `acc + sum of u[i] * s[i]` over the four bytes of each lane: `u` unsigned, `s` signed and not -128. Exact.
+    fn dot_u8(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I;
+    /// [`Self::dot_u8`] for `u` below 128.
+    fn dot_u7(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I;
+    /// `acc + u[0] * s[0] + u[1] * s[1]` for each lane: two unsigned bytes by two signed 16-bit integers.
+    fn dot_pairs(self, acc: Self::I, u: &[u8; 32], s: [i16; 2]) -> Self::I;
+
+    /// All of `rows`, lane `l` of result `i` being lane `i` of row `l`.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::I; 16]) -> [Self::I; 16] {
+        let mut words = [[0; 16]; 16];
+        for (words, row) in words.iter_mut().zip(rows) {
+            self.store_i32(row, words);
+        }
+        let mut columns = rows;
+        for (i, column) in columns.iter_mut().enumerate() {
+            let mut lanes = [0; 16];
+            for (lane, words) in lanes.iter_mut().zip(&words) {
+                *lane = words[i];
+            }
+            *column = self.load_i32(&lanes);
+        }
+        columns
+    }
+
+    /// Bytes `4l + i` of the result are byte `l` of `rows[i]`.
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::I {
+        let mut bytes = [0; 64];
+        for l in 0..16 {
+            for (i, row) in rows.iter().enumerate() {
+                bytes[4 * l + i] = row[l];
+            }
+        }
+        self.load_bytes(&bytes)
+    }
+
+    /// The halving tree of the contract's `sum`: lane `i` plus lane `i + 8`, then 4, 2, 1.
+    #[inline(always)]
+    fn tree(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+
+    /// The largest lane; NaN if any is.
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        let mut largest = lanes[0];
+        for lane in lanes {
+            if lane > largest || lane.is_nan() {
+                largest = lane;
+            }
+        }
+        largest
+    }
+
+    /// The sum of all lanes.
+    #[inline(always)]
+    fn sum_i32(self, x: Self::I) -> i32 {
+        let mut lanes = [0; 16];
+        self.store_i32(x, &mut lanes);
+        lanes.iter().sum()
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn max_lane_i32(self, x: Self::I) -> i32 {
+        let mut lanes = [0; 16];
+        self.store_i32(x, &mut lanes);
+        lanes.into_iter().fold(i32::MIN, i32::max)
+    }
+}
