@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use thiserror::Error;
 
 use crate::{
-    AdmitError, Batch, FinishReason, Limits, Logits, Logprobs, PageLeak, Request, RequestError, RequestId,
-    RequestLimits, Runner, RunnerError, Scratch, StopCause, TokenId, Usage, Vocabulary,
+    AdmitError, Batch, Constraint, FinishReason, Limits, Logits, Logprobs, PageLeak, Request, RequestError,
+    RequestId, RequestLimits, Runner, RunnerError, Sampled, Scratch, StopCause, TokenId, Usage, Vocabulary,
     scheduler::{Part, Scheduler},
-    sequence::{Finish, Sequence},
+    sequence::{Accepted, Finish, Sequence},
 };
 
 /// Bounds on what the engine takes and holds.
@@ -226,20 +226,19 @@ impl Engine {
     /// Refuses it, and keeps nothing of it, when a parameter is out of range, it could never fit, the queue is full or
     /// the device is lost.
     pub fn add(&mut self, request: Request) -> Result<(), AdmitError> {
-        if let Some(error) = &self.lost {
-            return Err(AdmitError::DeviceLost(error.clone()));
-        }
-        request.check(self.scheduler.limits(), &self.config.request)?;
-        if self.live.contains_key(&request.id) {
-            return Err(AdmitError::DuplicateId(request.id));
-        }
-        self.check_queue(request.prompt.len() + request.generated.len())?;
-        let (id, arrival) = (request.id, self.next_arrival);
-        let sequence = Sequence::new(arrival, request, self.scheduler.limits(), &*self.vocabulary)?;
-        self.next_arrival += 1;
-        self.live.insert(id, arrival);
-        self.scheduler.enqueue(sequence);
-        Ok(())
+        self.admit(request, None)
+    }
+
+    /// Queues a request whose output must satisfy `constraint`.
+    ///
+    /// # Errors
+    /// As [`Engine::add`], and when the constraint does not take the output that the request brings.
+    pub fn add_constrained(
+        &mut self,
+        request: Request,
+        constraint: Box<dyn Constraint>,
+    ) -> Result<(), AdmitError> {
+        self.admit(request, Some(constraint))
     }
 
     /// Ends a request now and frees its pages, also while a step with it is in flight. Its end event comes with the
@@ -332,6 +331,24 @@ impl Engine {
         }
     }
 
+    fn admit(&mut self, request: Request, constraint: Option<Box<dyn Constraint>>) -> Result<(), AdmitError> {
+        if let Some(error) = &self.lost {
+            return Err(AdmitError::DeviceLost(error.clone()));
+        }
+        request.check(self.scheduler.limits(), &self.config.request)?;
+        if self.live.contains_key(&request.id) {
+            return Err(AdmitError::DuplicateId(request.id));
+        }
+        self.check_queue(request.prompt.len() + request.generated.len())?;
+        let (id, arrival) = (request.id, self.next_arrival);
+        let limits = self.scheduler.limits();
+        let sequence = Sequence::new(arrival, request, constraint, limits, &*self.vocabulary)?;
+        self.next_arrival += 1;
+        self.live.insert(id, arrival);
+        self.scheduler.enqueue(sequence);
+        Ok(())
+    }
+
     fn waiting_tokens(&self) -> usize {
         self.scheduler.waiting().iter().map(|sequence| sequence.tokens.len()).sum()
     }
@@ -391,18 +408,19 @@ impl Engine {
     /// Samples one sequence's next token.
     fn advance(&mut self, arrival: u64, logits: &mut [f32]) {
         let Some(sequence) = self.scheduler.running_mut(arrival) else { return };
-        let position = sequence.tokens.len();
-        let sampled = match sequence.sample(logits, &mut self.scratch) {
+        let Sampled { token, logprobs } = match sequence.sample(logits, &mut self.scratch) {
             Ok(sampled) => sampled,
-            Err(error) => return self.fail(arrival, RequestError::Numerical { position, error }),
+            Err(error) => return self.fail(arrival, error),
         };
         self.counters.tokens_generated += 1;
         sequence.failures = 0;
-        let accepted = sequence.accept(sampled.token, &*self.vocabulary);
-        let (id, token, logprobs) = (sequence.id, sampled.token, sampled.logprobs);
-        self.events.push(Event::Token { id, token, text: accepted.text, logprobs });
-        if let Some(finish) = accepted.finish {
-            self.finish(arrival, finish);
+        let id = sequence.id;
+        match sequence.accept(token, &*self.vocabulary) {
+            Ok(Accepted { text, finish }) => {
+                self.events.push(Event::Token { id, token, text, logprobs });
+                finish.into_iter().for_each(|finish| self.finish(arrival, finish));
+            }
+            Err(error) => self.fail(arrival, error.into()),
         }
     }
 

@@ -26,6 +26,7 @@
 
 mod batch;
 mod blocks;
+mod constraint;
 mod detokenize;
 mod engine;
 mod request;
@@ -40,6 +41,7 @@ mod weights;
 
 pub use batch::{Batch, BatchSeq};
 pub use blocks::{BlockManager, BlockTable, PageId, PageLeak};
+pub use constraint::{Constraint, ConstraintError, TokenSet};
 pub use detokenize::Detokenizer;
 pub use engine::{Engine, EngineConfig, EngineError, Event, Stats};
 pub use request::{

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{Limits, NumericalError, RunnerError};
+use crate::{ConstraintError, Limits, NumericalError, RunnerError};
 
 /// An index into the model's vocabulary.
 pub type TokenId = u32;
@@ -275,6 +275,14 @@ pub enum AdmitError {
         /// The token that ended it.
         index: usize,
     },
+    /// Its constraint does not take the output in `generated`.
+    #[error("generated[{index}] is not allowed: {error}")]
+    Constraint {
+        /// The token that was refused.
+        index: usize,
+        /// Why.
+        error: ConstraintError,
+    },
     /// A live request has the same id.
     #[error("request id {} is in use; wait for its end event", .0.0)]
     DuplicateId(RequestId),
@@ -303,7 +311,7 @@ impl AdmitError {
         match self {
             Self::EmptyPrompt | Self::PromptTooLong { .. } => Some("prompt"),
             Self::UnknownToken { parameter, .. } | Self::Invalid { parameter, .. } => Some(parameter),
-            Self::AlreadyFinished { .. } => Some("generated"),
+            Self::AlreadyFinished { .. } | Self::Constraint { .. } => Some("generated"),
             Self::DuplicateId(_) => Some("id"),
             Self::QueueFull { .. } | Self::QueueTokensFull { .. } | Self::DeviceLost(_) => None,
         }
@@ -362,6 +370,9 @@ pub enum RequestError {
         /// What was wrong with the logits.
         error: NumericalError,
     },
+    /// Its [`Constraint`](crate::Constraint) cannot go on.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The step that carried it failed, and retrying is of no use or was tried often enough.
     #[error(transparent)]
     Runner(#[from] RunnerError),

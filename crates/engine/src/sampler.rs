@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use crate::{
-    SamplingParams, TokenId,
+    SamplingParams, TokenId, TokenSet,
     rng::random_bits,
     select::{Candidate, arg_max, descending, keep_mass, leading},
     weights::{UNIT, Weigher, fraction, pick},
@@ -19,7 +19,9 @@ pub const SAMPLER_VERSION: u32 = 1;
 /// The rules, in order. `l` is a logit (f32, each operation rounded once), `c` the token's count in the output:
 ///
 /// 1. log-probabilities, if asked for, are the log-softmax of the logits as they came, `l - m - ln(sum exp(l - m))` with
-///    `m` the greatest, in f64, rounded to f32 (OpenAI's `logprobs`, vLLM's `raw_logprobs`);
+///    `m` the greatest, in f64, rounded to f32 (OpenAI's `logprobs`, vLLM's `raw_logprobs`).
+///    Under a [`Constraint`](crate::Constraint) tokens that it does not allow have -inf before this rule already, as in
+///    vLLM;
 /// 2. tokens that may not be sampled yet get -inf (vLLM's `min_tokens`);
 /// 3. `l + bias` (OpenAI's `logit_bias`);
 /// 4. repetition penalty `r` for tokens of prompt or output: `l * r` if `l < 0`, else `l / r` (Keskar et al. 2019,
@@ -89,6 +91,7 @@ pub enum NumericalError {
 /// Memory that [`Sampler::sample`] uses again and again; its content between calls means nothing.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    pub(crate) allowed: TokenSet,
     candidates: Vec<Candidate>,
     spans: Vec<u64>,
 }
@@ -128,10 +131,11 @@ impl Sampler {
             return Ok(Sampled { token, logprobs: None });
         };
         let raw = RawRow::new(logits, top, scratch)?;
-        let original = logits.to_vec();
+        let adjusted: Vec<Candidate> = self.adjusted(logits).collect();
         let token = self.choose(logits, position, banned, scratch)?;
-        let logprobs = Some(Logprobs { chosen: raw.logprob(original[token as usize]), top: raw.top });
-        Ok(Sampled { token, logprobs })
+        let original = adjusted.iter().find(|candidate| candidate.0 == token);
+        let logit = original.map_or(logits[token as usize], |candidate| candidate.1);
+        Ok(Sampled { token, logprobs: Some(Logprobs { chosen: raw.logprob(logit), top: raw.top }) })
     }
 
     /// Rules 2 to 11.
@@ -178,6 +182,12 @@ impl Sampler {
                 *logit = self.penalised(*logit, *seen);
             }
         }
+    }
+
+    /// The tokens whose logits rules 3 to 5 change, and those logits.
+    fn adjusted(&self, logits: &[f32]) -> impl Iterator<Item = Candidate> {
+        let tokens = self.params.logit_bias.iter().map(|&(token, _)| token).chain(self.seen.keys().copied());
+        tokens.filter_map(|token| Some((token, *logits.get(token as usize)?)))
     }
 
     /// Rules 4 and 5.

@@ -13,7 +13,6 @@ use crate::{Batch, BlockManager, BlockTable, Limits, sequence::Sequence};
 ///
 /// Nobody starves: whoever runs arrived before whoever waits, there is a token a step for each that runs, and the
 /// earliest can take the pages of all others.
-#[derive(Debug)]
 pub(crate) struct Scheduler {
     limits: Limits,
     max_running: usize,

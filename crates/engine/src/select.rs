@@ -57,7 +57,7 @@ fn chunk_max(chunk: &[f32]) -> (f32, bool) {
 
 #[cold]
 fn first_invalid(logits: &[f32]) -> NumericalError {
-    let index = logits.iter().position(|logit| !(*logit < f32::INFINITY)).unwrap_or(0);
+    let index = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY).unwrap_or(0);
     let token = index as TokenId;
     if logits[index].is_nan() {
         NumericalError::NotANumber { token }

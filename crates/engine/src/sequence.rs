@@ -1,12 +1,12 @@
 //! One request on its way: its tokens, what of them is computed, and its output so far.
 
 use crate::{
-    AdmitError, BlockTable, Detokenizer, FinishReason, Limits, NumericalError, Request, RequestId, Sampled,
-    Sampler, Scratch, Stop, StopCause, StopMatcher, TokenId, Usage, Vocabulary,
+    AdmitError, BlockTable, Constraint, ConstraintError, Detokenizer, FinishReason, Limits, Request,
+    RequestError, RequestId, Sampled, Sampler, Scratch, Stop, StopCause, StopMatcher, TokenId, Usage,
+    Vocabulary, select::arg_max,
 };
 
 /// A live request.
-#[derive(Debug)]
 pub(crate) struct Sequence {
     /// Place in the order of arrival; the engine's own name for the sequence, never used twice.
     pub(crate) arrival: u64,
@@ -21,6 +21,7 @@ pub(crate) struct Sequence {
     prompt_tokens: usize,
     output_limit: usize,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
     output: Output,
 }
 
@@ -37,10 +38,11 @@ impl Sequence {
     /// The sequence of a request that passed [`Request::check`].
     ///
     /// # Errors
-    /// When the output already generated contains its end.
+    /// When the output already generated contains its end, or the constraint refuses it.
     pub(crate) fn new(
         arrival: u64,
         request: Request,
+        constraint: Option<Box<dyn Constraint>>,
         limits: &Limits,
         vocabulary: &dyn Vocabulary,
     ) -> Result<Self, AdmitError> {
@@ -53,11 +55,14 @@ impl Sequence {
             prompt_tokens: request.prompt.len(),
             output_limit: request.output_limit(limits),
             sampler: Sampler::new(request.sampling, &request.prompt),
+            constraint,
             output: Output::new(request.stop, vocabulary),
             tokens: request.prompt,
         };
         for (index, token) in request.generated.into_iter().enumerate() {
-            if sequence.accept(token, vocabulary).finish.is_some() {
+            let accepted = sequence.accept(token, vocabulary);
+            let accepted = accepted.map_err(|error| AdmitError::Constraint { index, error })?;
+            if accepted.finish.is_some() {
                 return Err(AdmitError::AlreadyFinished { index });
             }
         }
@@ -76,20 +81,37 @@ impl Sequence {
 
     /// Samples the next token.
     pub(crate) fn sample(
-        &self,
+        &mut self,
         logits: &mut [f32],
         scratch: &mut Scratch,
-    ) -> Result<Sampled, NumericalError> {
+    ) -> Result<Sampled, RequestError> {
+        let position = self.tokens.len();
+        let numerical = |error| RequestError::Numerical { position, error };
+        if let Some(constraint) = &mut self.constraint {
+            // Before the mask can hide a NaN.
+            arg_max(logits).map_err(numerical)?;
+            scratch.allowed.clear(logits.len());
+            constraint.allow(&mut scratch.allowed)?;
+            scratch.allowed.mask(logits);
+        }
         let banned = self.output.banned(self.output_tokens());
-        self.sampler.sample(logits, self.tokens.len() as u64, banned, scratch)
+        self.sampler.sample(logits, position as u64, banned, scratch).map_err(numerical)
     }
 
-    /// Appends a sampled token.
-    pub(crate) fn accept(&mut self, token: TokenId, vocabulary: &dyn Vocabulary) -> Accepted {
+    /// Appends a sampled token; the constraint sees it unless it ended the output.
+    pub(crate) fn accept(
+        &mut self,
+        token: TokenId,
+        vocabulary: &dyn Vocabulary,
+    ) -> Result<Accepted, ConstraintError> {
         let index = self.output_tokens();
         self.tokens.push(token);
         self.sampler.observe(token);
-        self.output.push(token, index, index + 1 == self.output_limit, vocabulary)
+        let accepted = self.output.push(token, index, index + 1 == self.output_limit, vocabulary);
+        if let (Some(constraint), None) = (&mut self.constraint, accepted.finish) {
+            constraint.accept(token)?;
+        }
+        Ok(accepted)
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -204,7 +226,7 @@ mod tests {
         let mut request = Request::new(RequestId(1), vec![b'p'.into()], max_tokens);
         request.stop = stop;
         request.generated = generated.bytes().map(TokenId::from).collect();
-        Sequence::new(0, request, &limits, &vocabulary())
+        Sequence::new(0, request, None, &limits, &vocabulary())
     }
 
     fn vocabulary() -> Bytes {
@@ -215,7 +237,7 @@ mod tests {
     fn run(sequence: &mut Sequence, output: &[u8]) -> (String, Option<Finish>) {
         let mut text = String::new();
         for &byte in output {
-            let accepted = sequence.accept(byte.into(), &vocabulary());
+            let accepted = sequence.accept(byte.into(), &vocabulary()).unwrap();
             text.push_str(&accepted.text);
             if accepted.finish.is_some() {
                 return (text, accepted.finish);
@@ -287,7 +309,7 @@ mod tests {
         assert_eq!(resumed.usage().completion_tokens, 3);
         // "ab" was given out by the earlier run; "c" was held back then.
         assert_eq!(run(&mut resumed, b"dx"), ("cdx".into(), Some((FinishReason::Length, None))));
-        let error = try_sequence(9, strings(&["bc"]), "abcd").unwrap_err();
+        let error = try_sequence(9, strings(&["bc"]), "abcd").err().unwrap();
         assert_eq!(error, AdmitError::AlreadyFinished { index: 2 });
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use samebits_engine::{
-    AdmitError, Engine, EngineConfig, EngineError, Event, FinishReason, Limits, Request, RequestError,
-    RequestId, SamplingParams, Stop, TokenId, Vocabulary,
+    AdmitError, Constraint, ConstraintError, Engine, EngineConfig, EngineError, Event, FinishReason, Limits,
+    Request, RequestError, RequestId, SamplingParams, Stop, TokenId, TokenSet, Vocabulary,
 };
 
 use crate::device::{Chaos, FakeDevice, Random, VOCAB};
@@ -52,12 +52,44 @@ pub(crate) fn plenty() -> Limits {
     }
 }
 
+/// Never the same kind of token twice in a row, by `token % 3`; it may end at any time. Gives up after 30 tokens.
+struct Alternating {
+    last: Option<TokenId>,
+    taken: usize,
+}
+
+impl Constraint for Alternating {
+    fn allow(&mut self, allowed: &mut TokenSet) -> Result<(), ConstraintError> {
+        let fits = |token: &TokenId| *token == 0 || self.last.is_none_or(|last| last % 3 != token % 3);
+        (0..VOCAB as TokenId).filter(fits).for_each(|token| allowed.insert(token));
+        Ok(())
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        assert!(
+            token == 0 || self.last.is_none_or(|last| last % 3 != token % 3),
+            "a token that was not allowed"
+        );
+        self.last = Some(token);
+        self.taken += 1;
+        if self.taken < 30 { Ok(()) } else { Err(ConstraintError { detail: "tired".into() }) }
+    }
+}
+
+/// Adds a request; every fifth is constrained.
+fn add(engine: &mut Engine, request: Request) -> Result<(), AdmitError> {
+    if request.id.0.is_multiple_of(5) {
+        return engine.add_constrained(request, Box::new(Alternating { last: None, taken: 0 }));
+    }
+    engine.add(request)
+}
+
 /// The events of a request that is alone on a perfect device, one token a step.
 pub(crate) fn oracle(request: &Request) -> Vec<Event> {
     let limits = Limits { max_tokens_per_step: 1, ..plenty() };
     let device = FakeDevice::new(limits, Chaos::none());
     let mut engine = Engine::new(Box::new(device), vocabulary(), EngineConfig::default()).unwrap();
-    engine.add(request.clone()).unwrap();
+    add(&mut engine, request.clone()).unwrap();
     let mut events = Vec::new();
     while !engine.is_idle() {
         events.extend(engine.step().unwrap());
@@ -82,7 +114,7 @@ pub(crate) struct Coverage {
 
 impl Coverage {
     pub(crate) fn assert_complete(&self) {
-        let ends = ["stop", "length", "cancelled", "numerical", "runner", "lost"];
+        let ends = ["stop", "length", "cancelled", "numerical", "constraint", "runner", "lost"];
         assert!(ends.iter().all(|end| self.ends.get(end).is_some_and(|&count| count > 50)), "{self:?}");
         let counts = [self.preemptions, self.retries, self.refused, self.resumed];
         assert!(counts.iter().all(|&count| count > 200), "{self:?}");
@@ -91,6 +123,7 @@ impl Coverage {
     fn end(&mut self, event: &Event) {
         let name = match event {
             Event::Failed { error: RequestError::Numerical { .. }, .. } => "numerical",
+            Event::Failed { error: RequestError::Constraint(_), .. } => "constraint",
             Event::Failed { error: RequestError::Runner(error), .. } if error.is_device_lost() => "lost",
             Event::Failed { .. } => "runner",
             Event::Finished { reason, .. } => reason.as_str(),
@@ -195,7 +228,7 @@ impl World {
             let expected = self.expected(&mut request, fits);
             seen.resumed += u64::from(!request.generated.is_empty());
             let (id, tokens) = (request.id, request.prompt.len() + request.max_tokens);
-            match self.engine.add(request) {
+            match add(&mut self.engine, request) {
                 Ok(()) => {
                     assert!(fits);
                     self.live.insert(id, Stream { expected, received: 0, patience: tokens + 2 });
