@@ -2,7 +2,7 @@ use std::{io, path::PathBuf};
 
 use samebits_nn::{ConfigError, WeightError};
 
-use crate::{GgufError, SafetensorsError};
+use crate::{GgufError, ResolveError, SafetensorsError};
 
 /// Result of reading a model.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -61,4 +61,7 @@ pub enum Error {
     /// A weight that is missing or wrong.
     #[error(transparent)]
     Weight(#[from] WeightError),
+    /// A model that is nowhere to be had.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
 }

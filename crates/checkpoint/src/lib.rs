@@ -6,18 +6,22 @@
 //! value of a weight. Files are mapped, so that opening a model reads its headers only.
 #![deny(unsafe_code)]
 
+pub mod chat;
+mod derived;
 mod error;
 mod gguf;
 mod hf;
+mod hub;
 mod mmap;
 mod names;
 mod open;
-mod rope;
 mod safetensors;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use gguf::{Array, Gguf, GgufError, GgufTensor, GgufWeights, Metadata, Value, config_from_gguf};
 pub use hf::{GenerationConfig, config_from_json};
+pub use hub::{Failure, Failures, ModelPath, ResolveError, Resolver, resolve};
 pub use open::{Checkpoint, FormatShare, TokenizerSource};
 pub use safetensors::{SafetensorsError, SafetensorsTensor, SafetensorsWeights, parse as parse_safetensors};
 

@@ -4,7 +4,7 @@ use samebits_nn::{Architecture, Config, ConfigError, LayerType, RopeScaling};
 use samebits_tensor::{Activation, HostWeight};
 
 use super::{Array, Gguf, GgufError, Metadata, Value};
-use crate::rope::{long_rope_attention_factor, yarn_attention_factor};
+use crate::derived::{derived_head_dim, long_rope_attention_factor, yarn_attention_factor};
 
 /// The hyperparameters that a GGUF file's metadata and tensors state.
 ///
@@ -102,8 +102,10 @@ fn refuse_other_mathematics(keys: &Keys) -> Result<(), ConfigError> {
 }
 
 fn head_dim(keys: &Keys, hidden_size: usize, heads: usize) -> Result<usize, ConfigError> {
-    let default = hidden_size.checked_div(heads).unwrap_or(0);
-    let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(default);
+    let head_dim = match keys.optional_size("attention.key_length")? {
+        Some(head_dim) => head_dim,
+        None => derived_head_dim(hidden_size, heads)?,
+    };
     for key in ["attention.value_length", "rope.dimension_count"] {
         let found = keys.optional_size(key)?.unwrap_or(head_dim);
         if found != head_dim {

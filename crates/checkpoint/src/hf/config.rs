@@ -3,7 +3,7 @@ use samebits_tensor::Activation;
 use serde_json::Value;
 
 use super::fields::Fields;
-use crate::rope::{long_rope_attention_factor, yarn_attention_factor, yarn_attention_factor_of};
+use crate::derived::{derived_head_dim, long_rope_attention_factor, yarn_attention_factor, yarn_attention_factor_of};
 
 /// The hyperparameters that a `config.json` states, in the spellings of transformers 4 and 5, with the defaults
 /// of its `configuration_*.py` for what it leaves out.
@@ -121,7 +121,10 @@ fn read(architecture: Architecture, fields: &Fields, outer: &Fields) -> Result<C
         false => defaults.num_key_value_heads,
     };
     let max_position_embeddings = size("max_position_embeddings", defaults.max_position_embeddings)?;
-    let default_head_dim = defaults.head_dim.or(hidden_size.checked_div(num_attention_heads));
+    let head_dim = match fields.size("head_dim")?.or(defaults.head_dim) {
+        Some(head_dim) => head_dim,
+        None => derived_head_dim(hidden_size, num_attention_heads)?,
+    };
     let (sliding_window, layer_types) = windows(architecture, fields, &defaults, num_hidden_layers)?;
     let rope = Rope::read(architecture, fields, defaults.rope_theta, max_position_embeddings)?;
     let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
@@ -133,7 +136,7 @@ fn read(architecture: Architecture, fields: &Fields, outer: &Fields) -> Result<C
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: key_value_heads.unwrap_or(num_attention_heads),
-        head_dim: fields.size("head_dim")?.or(default_head_dim).unwrap_or(0),
+        head_dim,
         vocab_size: size("vocab_size", defaults.vocab_size)?,
         rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope_theta: rope.theta,

@@ -1,4 +1,15 @@
-//! Defaults of rotary scaling that both kinds of file leave to their reader.
+//! Hyperparameters that both kinds of file leave to their reader.
+
+use samebits_nn::ConfigError;
+
+/// Channels of a head where a file does not state them: the heads share the residual stream.
+pub(crate) fn derived_head_dim(hidden_size: usize, heads: usize) -> Result<usize, ConfigError> {
+    if heads > 0 && hidden_size.is_multiple_of(heads) {
+        return Ok(hidden_size / heads);
+    }
+    let expected = format!("a divisor of hidden_size, {hidden_size}, where head_dim is not stated");
+    Err(ConfigError::invalid("num_attention_heads", heads, expected))
+}
 
 /// Factor of YaRN's cosines and sines: `0.1 ln(factor) + 1` (Peng et al. 2023, equation 22).
 pub(crate) fn yarn_attention_factor(factor: f64) -> f64 {
