@@ -36,8 +36,7 @@ impl Golden {
 fn differences(golden: &Golden, logits: &[Vec<f32>]) -> (f64, f64) {
     let vocab = logits[0].len();
     let found = golden.positions.iter().flat_map(|&position| &logits[position]);
-    let squares: Vec<f64> =
-        found.zip(&golden.logits).map(|(a, b)| f64::from(a - b).powi(2)).collect();
+    let squares: Vec<f64> = found.zip(&golden.logits).map(|(a, b)| f64::from(a - b).powi(2)).collect();
     assert_eq!(squares.len(), golden.positions.len() * vocab);
     let mean = squares.iter().sum::<f64>() / squares.len() as f64;
     (squares.iter().copied().fold(0.0, f64::max).sqrt(), mean.sqrt())

@@ -9,17 +9,29 @@ use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::Backend;
 
 /// The folder of fixtures.
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
 /// A tiny model: a directory, or `gguf/NAME.TYPE.gguf`.
-pub fn tiny(name: &str) -> Checkpoint {
+pub(crate) fn tiny(name: &str) -> Checkpoint {
     Checkpoint::open(fixtures().join("models").join(name)).unwrap()
 }
 
+/// Tiny models in Hugging Face's layout.
+pub(crate) const NAMES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
+
+/// Quantised ones, which hold every block format between them.
+pub(crate) const GGUF: [&str; 4] =
+    ["gguf/llama.Q8_0.gguf", "gguf/llama.Q4_0.gguf", "gguf/llama.mixed32.gguf", "gguf/wide.mixed256.gguf"];
+
+/// 150 tokens: longer than every window, and than a tile of attention.
+pub(crate) fn prompt() -> Vec<u32> {
+    (0..150u32).map(|i| (i * i * 7 + i * 13 + 5) % 300).collect()
+}
+
 /// How the tests serve: pages small enough that a sequence has many.
-pub fn runner_config() -> RunnerConfig {
+pub(crate) fn runner_config() -> RunnerConfig {
     RunnerConfig {
         max_context: 256,
         page_size: 16,
@@ -30,25 +42,29 @@ pub fn runner_config() -> RunnerConfig {
 }
 
 /// A runner of `checkpoint` on `backend`.
-pub fn runner<B: Backend>(backend: B, checkpoint: &Checkpoint) -> ModelRunner<B> {
+pub(crate) fn runner<B: Backend>(backend: B, checkpoint: &Checkpoint) -> ModelRunner<B> {
     runner_with(backend, checkpoint, &runner_config())
 }
 
 /// A runner with another configuration.
-pub fn runner_with<B: Backend>(backend: B, checkpoint: &Checkpoint, config: &RunnerConfig) -> ModelRunner<B> {
+pub(crate) fn runner_with<B: Backend>(
+    backend: B,
+    checkpoint: &Checkpoint,
+    config: &RunnerConfig,
+) -> ModelRunner<B> {
     let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, config, None).unwrap();
     ModelRunner::load(backend, &checkpoint.config, &*checkpoint.weights, config, &plan, &|_| {}).unwrap()
 }
 
 /// One step: logits `[vocab_size]` of the last token of each sequence.
-pub fn step(runner: &mut dyn Runner, batch: &Batch) -> Vec<Vec<f32>> {
+pub(crate) fn step(runner: &mut dyn Runner, batch: &Batch) -> Vec<Vec<f32>> {
     runner.submit(batch).unwrap();
     let logits = runner.wait().unwrap();
     (0..logits.rows()).map(|row| logits.row(row).to_vec()).collect()
 }
 
 /// A batch of parts of sequences: block table, first position, tokens.
-pub fn batch(parts: &[(&[PageId], usize, &[u32])]) -> Batch {
+pub(crate) fn batch(parts: &[(&[PageId], usize, &[u32])]) -> Batch {
     let mut batch = Batch::default();
     for &(pages, start, tokens) in parts {
         let first = batch.tokens.len();
@@ -61,14 +77,14 @@ pub fn batch(parts: &[(&[PageId], usize, &[u32])]) -> Batch {
 }
 
 /// Pages for `tokens` tokens, scattered: every `stride`th page from `first`.
-pub fn pages(runner: &dyn Runner, tokens: usize, first: usize, stride: usize) -> Vec<PageId> {
+pub(crate) fn pages(runner: &dyn Runner, tokens: usize, first: usize, stride: usize) -> Vec<PageId> {
     let limits = runner.limits();
     let count = tokens.div_ceil(limits.page_size);
     (0..count).map(|i| PageId(((first + i * stride) % limits.pages) as u32)).collect()
 }
 
 /// Logits after every token of `tokens`, one token a step.
-pub fn logits_by_token(runner: &mut dyn Runner, tokens: &[u32]) -> Vec<Vec<f32>> {
+pub(crate) fn logits_by_token(runner: &mut dyn Runner, tokens: &[u32]) -> Vec<Vec<f32>> {
     let pages = pages(runner, tokens.len(), 0, 1);
     (0..tokens.len()).map(|i| step(runner, &batch(&[(&pages, i, &tokens[i..i + 1])])).remove(0)).collect()
 }

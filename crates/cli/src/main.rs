@@ -1,2 +1,35 @@
-//! The `samebits` command.
-fn main() {}
+//! The `samebits` command: run, chat, plan and doctor.
+#![forbid(unsafe_code)]
+
+mod args;
+mod chat;
+mod doctor;
+mod output;
+mod plan;
+mod run;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Args::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -3,7 +3,9 @@ use samebits_tensor::Activation;
 use serde_json::Value;
 
 use super::fields::Fields;
-use crate::derived::{derived_head_dim, long_rope_attention_factor, yarn_attention_factor, yarn_attention_factor_of};
+use crate::derived::{
+    derived_head_dim, long_rope_attention_factor, yarn_attention_factor, yarn_attention_factor_of,
+};
 
 /// The hyperparameters that a `config.json` states, in the spellings of transformers 4 and 5, with the defaults
 /// of its `configuration_*.py` for what it leaves out.

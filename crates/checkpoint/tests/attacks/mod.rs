@@ -293,7 +293,11 @@ fn config_attacks() -> Vec<Attack> {
         attack("no-architecture", changed(|w| drop(w.keys.remove(0))), &["general.architecture", "missing"]),
         attack("bert", with("general.architecture", 8, string(b"bert")), &["\"bert\"", "llama"]),
         attack("zero-heads", u32_("attention.head_count", 0), &["num_attention_heads", "0"]),
-        attack("three-heads", u32_("attention.head_count", 3), &["num_attention_heads", "divisor of hidden_size, 8"]),
+        attack(
+            "three-heads",
+            u32_("attention.head_count", 3),
+            &["num_attention_heads", "divisor of hidden_size, 8"],
+        ),
         attack("more-kv-heads", u32_("attention.head_count_kv", 4), &["num_key_value_heads"]),
         attack("huge-layers", u32_("block_count", u32::MAX), &["num_hidden_layers"]),
         attack(

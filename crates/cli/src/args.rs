@@ -1,0 +1,231 @@
+use std::{collections::hash_map::RandomState, hash::BuildHasher, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use samebits::{Builder, CpuOptions, Device, Isa, Model, Params, RunnerConfig, SamplingParams, Stop};
+
+/// Runs language models with the same bits on every chip.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  samebits run smollm2 \"Why is the sky blue?\"
+  samebits run ./model.Q4_K_M.gguf --raw \"Once upon a time\" --temperature 0.8 --seed 7
+  samebits chat smollm2 --system \"Answer in one sentence.\"
+  samebits plan smollm2 --max-model-len 8192
+  samebits doctor
+
+MODEL is a GGUF file, a directory with config.json and safetensors, a hub id such as
+org/name or org/name:Q4_K_M, or the alias smollm2.";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Continue one prompt, and print tokens per second.
+    Run(RunArgs),
+    /// Talk with a model.
+    Chat(ChatArgs),
+    /// Say what serving a model would take, in bytes, before anything is allocated.
+    Plan(PlanArgs),
+    /// Say which devices there are, and why others are not.
+    Doctor(DoctorArgs),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to continue; read from standard input if it is - or left out.
+    pub(crate) prompt: Option<String>,
+    /// Take the prompt as plain text, without the model's chat template.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// System message of the chat template.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Print one JSON object at the end instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// System message.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// GGUF file, directory, hub id or alias.
+    pub(crate) model: String,
+    /// Where to run: cpu, candle, candle-float or reference.
+    #[arg(long, default_value = "cpu", help_heading = "Device")]
+    pub(crate) device: String,
+    /// Threads of the CPU; one a core if left out.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) threads: Option<usize>,
+    /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) isa: Option<String>,
+    /// Longest context of a request, in tokens; the model's own at most.
+    #[arg(long, default_value_t = 4096, help_heading = "Serving")]
+    pub(crate) max_model_len: usize,
+    /// Bytes for the key-value cache; room for two of the longest requests if left out.
+    #[arg(long, help_heading = "Serving")]
+    pub(crate) kv_cache_memory_bytes: Option<u64>,
+    /// Most sequences computed at once.
+    #[arg(long, default_value_t = 64, help_heading = "Serving")]
+    pub(crate) max_num_seqs: usize,
+    /// Most tokens in one step.
+    #[arg(long, default_value_t = 512, help_heading = "Serving")]
+    pub(crate) max_num_batched_tokens: usize,
+    /// Tokens of a page of the cache; a power of two up to 128.
+    #[arg(long, default_value_t = 32, help_heading = "Serving")]
+    pub(crate) block_size: usize,
+    /// Jinja file to use instead of the model's chat template.
+    #[arg(long, value_name = "FILE", help_heading = "Serving")]
+    pub(crate) chat_template: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Most tokens of output.
+    #[arg(long, short = 'n', default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token each time.
+    #[arg(long, short = 't', default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Choose among this many of the likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Choose among the likeliest tokens whose probabilities reach this sum.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Choose among tokens at least this many times as likely as the likeliest.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) min_p: f32,
+    /// Weaken tokens that were there before, if above 1.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
+    /// Subtract this from a token's logit for each time it was given.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f32,
+    /// Subtract this from the logit of a token that was given.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f32,
+    /// Add VALUE to the logit of token ID; may be given several times.
+    #[arg(long, value_name = "ID=VALUE", value_parser = parse_bias, allow_hyphen_values = true)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// Seed of the draws: the same seed gives the same tokens. Made up and printed if left out.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// End the answer where this text would begin; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on past the end-of-sequence token.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+impl ModelArgs {
+    pub(crate) fn builder(&self) -> anyhow::Result<Builder> {
+        let device: Device = self.device.parse()?;
+        let isa = self.isa.as_deref().map(Isa::named).transpose()?;
+        if self.threads == Some(0) {
+            bail!("--threads is 0; give at least 1");
+        }
+        let builder = Model::builder(&self.model)
+            .device(device)
+            .cpu(CpuOptions { threads: self.threads, isa })
+            .runner(self.runner_config());
+        let Some(path) = &self.chat_template else { return Ok(builder) };
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("--chat-template {}", path.display()))?;
+        Ok(builder.chat_template(text))
+    }
+
+    fn runner_config(&self) -> RunnerConfig {
+        RunnerConfig {
+            max_context: self.max_model_len,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+            page_size: self.block_size,
+            max_tokens_per_step: self.max_num_batched_tokens,
+            max_seqs_per_step: self.max_num_seqs,
+        }
+    }
+}
+
+impl SamplingArgs {
+    pub(crate) fn params(&self) -> Params {
+        let sampling = SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed.unwrap_or_else(any_seed),
+            logprobs: None,
+        };
+        let stop = Stop { strings: self.stop.clone(), ignore_eos: self.ignore_eos, ..Stop::default() };
+        Params { max_tokens: self.max_tokens, sampling, stop }
+    }
+}
+
+/// A seed from the operating system's entropy, short enough to be typed.
+fn any_seed() -> u64 {
+    RandomState::new().hash_one(()) >> 32
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
+    parsed.ok_or_else(|| format!("{text:?} is not ID=VALUE, such as 42=-5"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bias_is_an_id_and_a_value() {
+        assert_eq!(parse_bias("42=-5.5"), Ok((42, -5.5)));
+        assert!(parse_bias("42").is_err() && parse_bias("x=1").is_err());
+    }
+}

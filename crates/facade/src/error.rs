@@ -1,0 +1,50 @@
+use crate::ServiceError;
+
+/// Why a model could not be opened or a request not served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No device of this name in this build.
+    #[error("there is no device {name:?} in this build; it has {known}")]
+    UnknownDevice {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The model is nowhere to be found.
+    #[error(transparent)]
+    Resolve(#[from] samebits_checkpoint::ResolveError),
+    /// The files of the model.
+    #[error(transparent)]
+    Checkpoint(#[from] samebits_checkpoint::Error),
+    /// The model's weights do not fit its configuration or the device.
+    #[error(transparent)]
+    Load(#[from] samebits_nn::Error),
+    /// The model does not fit the memory, or is to be served in a way that makes no sense.
+    #[error(transparent)]
+    Plan(#[from] samebits_runner::PlanError),
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Device(#[from] samebits_tensor::Error),
+    /// The tokenizer.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] samebits_checkpoint::tokenizer::TokenizerError),
+    /// The chat template.
+    #[error("chat template: {0}")]
+    Template(#[from] samebits_checkpoint::chat::ChatError),
+    /// A chat with a model that has no chat template.
+    #[error("the model has no chat template; give one, or give the prompt as plain text")]
+    NoTemplate,
+    /// The engine cannot be started.
+    #[error(transparent)]
+    Engine(#[from] samebits_engine::EngineError),
+    /// The operating system gave no thread.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The engine refused the request.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The request failed while it ran.
+    #[error(transparent)]
+    Request(#[from] samebits_engine::RequestError),
+}

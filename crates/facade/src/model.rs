@@ -1,0 +1,300 @@
+use std::{
+    sync::{Arc, mpsc},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use samebits_checkpoint::{
+    Checkpoint, TokenizerSource,
+    chat::{ChatError, ChatInput, ChatTemplate},
+    tokenizer::{GgufVocab, Tokenizer, TokenizerError},
+};
+use samebits_engine::{Engine, EngineConfig, Event, Request, RequestId, Stats, TokenId, Vocabulary};
+use samebits_nn::Config;
+use samebits_runner::{MemoryPlan, RunnerConfig};
+use serde_json::json;
+
+use crate::{
+    CpuOptions, Device, Error, Generation, Message, Params, Prompt, Service, Sink, Stream, available_memory,
+    device,
+};
+
+/// A model that is loaded and being served. Cloning shares it.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+    service: Service,
+}
+
+struct Inner {
+    checkpoint: Checkpoint,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    plan: MemoryPlan,
+    device: Device,
+}
+
+/// How a model is to be opened.
+pub struct Builder {
+    model: String,
+    device: Device,
+    cpu: CpuOptions,
+    runner: RunnerConfig,
+    engine: EngineConfig,
+    chat_template: Option<String>,
+    on_load: Box<dyn Fn(u64, u64)>,
+}
+
+/// A model's files and what serving it would take; nothing is loaded.
+pub struct Plan {
+    /// The files.
+    pub checkpoint: Checkpoint,
+    /// The bytes.
+    pub memory: MemoryPlan,
+}
+
+impl Model {
+    /// Opens a model on the default device: a path, a hub id or an alias.
+    ///
+    /// # Errors
+    /// Naming the file, field or tensor that is at fault, or every place that was searched.
+    pub fn open(model: &str) -> Result<Self, Error> {
+        Self::builder(model).open()
+    }
+
+    /// How to open a model, to be changed.
+    pub fn builder(model: impl Into<String>) -> Builder {
+        Builder {
+            model: model.into(),
+            device: Device::default(),
+            cpu: CpuOptions::default(),
+            runner: RunnerConfig::default(),
+            engine: EngineConfig::default(),
+            chat_template: None,
+            on_load: Box::new(|_, _| {}),
+        }
+    }
+
+    /// The whole answer to one prompt.
+    ///
+    /// # Errors
+    /// If the prompt or a parameter is refused, or the request fails.
+    pub fn generate(&self, prompt: impl Into<Prompt>, params: &Params) -> Result<Generation, Error> {
+        self.stream(prompt, params)?.finish()
+    }
+
+    /// The answers to many prompts, computed together, in the order of the prompts. One that fails leaves the others
+    /// as they are.
+    pub fn generate_all(
+        &self,
+        prompts: impl IntoIterator<Item = impl Into<Prompt>>,
+        params: &Params,
+    ) -> Vec<Result<Generation, Error>> {
+        let streams: Vec<_> = prompts.into_iter().map(|prompt| self.stream(prompt, params)).collect();
+        streams.into_iter().map(|stream| stream?.finish()).collect()
+    }
+
+    /// The answer to one prompt, piece by piece.
+    ///
+    /// # Errors
+    /// If the prompt or a parameter is refused.
+    pub fn stream(&self, prompt: impl Into<Prompt>, params: &Params) -> Result<Stream, Error> {
+        let (sender, events) = mpsc::channel::<Event>();
+        let id = self.submit(prompt, params, Box::new(move |event| sender.send(event).is_ok()))?;
+        Ok(Stream::new(self.service.clone(), id, events))
+    }
+
+    /// Queues a prompt, whose events go to `sink` on the engine's thread.
+    ///
+    /// # Errors
+    /// If the prompt or a parameter is refused; nothing goes to `sink` then.
+    pub fn submit(&self, prompt: impl Into<Prompt>, params: &Params, sink: Sink) -> Result<RequestId, Error> {
+        let request = Request {
+            sampling: params.sampling.clone(),
+            stop: params.stop.clone(),
+            ..Request::new(self.service.next_id(), self.encode(&prompt.into())?, params.max_tokens)
+        };
+        Ok(self.service.submit(request, sink)?)
+    }
+
+    /// Ends a request early.
+    pub fn cancel(&self, id: RequestId) {
+        self.service.cancel(id);
+    }
+
+    /// The token ids of a prompt.
+    ///
+    /// # Errors
+    /// If the model has no chat template, or the template refuses the conversation.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<TokenId>, Error> {
+        let tokenizer = &self.inner.tokenizer;
+        match prompt {
+            Prompt::Text(text) => Ok(tokenizer.encode(text, true, false)?),
+            Prompt::Chat(messages) => {
+                let template = self.inner.template.as_ref().ok_or(Error::NoTemplate)?;
+                Ok(encode_chat(template, tokenizer, messages)?)
+            }
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+        }
+    }
+
+    /// The text of token ids, without special tokens.
+    pub fn decode(&self, tokens: &[TokenId]) -> String {
+        self.inner.tokenizer.decode(tokens, true)
+    }
+
+    /// The model's hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.inner.checkpoint.config
+    }
+
+    /// The model's files.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.inner.checkpoint
+    }
+
+    /// Whether the model has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.inner.template.is_some()
+    }
+
+    /// The bytes that serving it takes.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.inner.plan
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> Device {
+        self.inner.device
+    }
+
+    /// The engine's counts at this moment.
+    ///
+    /// # Errors
+    /// If the engine has stopped.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        Ok(self.service.stats()?)
+    }
+}
+
+impl Builder {
+    /// Serve on this device.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Use the host's processors so.
+    pub fn cpu(mut self, cpu: CpuOptions) -> Self {
+        self.cpu = cpu;
+        self
+    }
+
+    /// Serve so: context, cache, step.
+    pub fn runner(mut self, runner: RunnerConfig) -> Self {
+        self.runner = runner;
+        self
+    }
+
+    /// Bound the engine so: queue, running sequences, parameters of a request.
+    pub fn engine(mut self, engine: EngineConfig) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Use this Jinja text instead of the model's own chat template.
+    pub fn chat_template(mut self, text: impl Into<String>) -> Self {
+        self.chat_template = Some(text.into());
+        self
+    }
+
+    /// Tell `f` the bytes of weights loaded so far, and those of all.
+    pub fn on_load(mut self, f: impl Fn(u64, u64) + 'static) -> Self {
+        self.on_load = Box::new(f);
+        self
+    }
+
+    /// Finds and opens the files, and plans the memory, without loading a weight.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn plan(&self) -> Result<Plan, Error> {
+        let checkpoint = Checkpoint::open(samebits_checkpoint::resolve(&self.model)?.path)?;
+        let device_memory = device::capabilities(self.device, &self.cpu)?.memory_bytes;
+        let available = device_memory.or_else(available_memory);
+        let memory = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &self.runner, available)?;
+        Ok(Plan { checkpoint, memory })
+    }
+
+    /// Loads the model and starts serving it.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open(self) -> Result<Model, Error> {
+        let Plan { checkpoint, memory: plan } = self.plan()?;
+        let tokenizer = Arc::new(tokenizer(&checkpoint)?);
+        let template = self.chat_template.as_ref().or(checkpoint.chat_template.as_ref());
+        let template = template.map(|text| ChatTemplate::new(text)).transpose()?;
+        let template = template.map(|template| template.with_specials_of(&tokenizer));
+        let loaded = std::cell::Cell::new(0);
+        let on_weight = |bytes: usize| {
+            loaded.set(loaded.get() + bytes as u64);
+            (self.on_load)(loaded.get(), plan.weights);
+        };
+        let runner = device::open(
+            self.device,
+            &self.cpu,
+            &checkpoint.config,
+            &*checkpoint.weights,
+            &self.runner,
+            &plan,
+            &on_weight,
+        )?;
+        let vocabulary = Arc::new(TokenizerVocabulary(tokenizer.clone()));
+        let service = Service::start(Engine::new(runner, vocabulary, self.engine)?)?;
+        let inner = Inner { checkpoint, tokenizer, template, plan, device: self.device };
+        Ok(Model { inner: Arc::new(inner), service })
+    }
+}
+
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, TokenizerError> {
+    let mut tokenizer = match &checkpoint.tokenizer {
+        TokenizerSource::Gguf(gguf) => Tokenizer::from_gguf(GgufVocab::from_metadata(&gguf.metadata)?)?,
+        TokenizerSource::Json { .. } => unreachable!(),
+    };
+    tokenizer.add_eos_ids(&checkpoint.generation.eos_token_ids)?;
+    Ok(tokenizer)
+}
+
+/// The tokens of a conversation, up to the start of the assistant's turn.
+fn encode_chat(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    messages: &[Message],
+) -> Result<Vec<TokenId>, ChatError> {
+    let message = |message: &Message| json!({"role": message.role, "content": message.content});
+    let messages: Vec<_> = messages.iter().map(message).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    let input = ChatInput {
+        messages: &messages,
+        add_generation_prompt: true,
+        now_unix_s: now,
+        ..ChatInput::default()
+    };
+    template.encode(&input, tokenizer)
+}
+
+struct TokenizerVocabulary(Arc<Tokenizer>);
+
+impl Vocabulary for TokenizerVocabulary {
+    fn token_bytes(&self, id: TokenId) -> &[u8] {
+        self.0.token_bytes(id)
+    }
+
+    fn is_special(&self, id: TokenId) -> bool {
+        self.0.is_special(id)
+    }
+
+    fn eos(&self) -> &[TokenId] {
+        self.0.eos_ids()
+    }
+}
