@@ -47,7 +47,7 @@ pub fn compare(expected: &[HostTensor], found: &[HostTensor], zero_sign_is_open:
 }
 
 /// The bits of every element as the suite compares them: each NaN the same, and -0 as +0 where its sign is open.
-pub(crate) fn canonical_bits(x: &HostTensor, zero_sign_is_open: bool) -> Vec<u32> {
+pub fn canonical_bits(x: &HostTensor, zero_sign_is_open: bool) -> Vec<u32> {
     let open = |bits: u32, sign: u32| if zero_sign_is_open && bits == sign { 0 } else { bits };
     let words = |size: usize| x.bytes().chunks_exact(size);
     let half = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);

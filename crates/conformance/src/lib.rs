@@ -46,7 +46,7 @@ mod subject;
 mod suite;
 
 pub use case::{AttentionSteps, Case, Op};
-pub use compare::{Difference, compare};
+pub use compare::{Difference, canonical_bits, compare};
 pub use random::Rng;
 pub use report::{Failure, GroupReport, Report};
 pub use subject::Subject;
