@@ -47,7 +47,8 @@ pub fn inverse_frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling, p
             original_max_position_embeddings,
         } => {
             let original = *original_max_position_embeddings as f64;
-            base.map(|w| llama3(w, *factor, *low_freq_factor, *high_freq_factor, original)).collect()
+            let divisor = |w| llama3_divisor(w, *factor, *low_freq_factor, *high_freq_factor, original);
+            base.map(|w| w / f64::from(divisor(w))).collect()
         }
         RopeScaling::Yarn { factor, .. } => {
             let ramp = yarn_ramp(head_dim, theta, scaling);
@@ -70,17 +71,18 @@ fn attention_factor(scaling: &RopeScaling) -> f64 {
     }
 }
 
-/// Long wavelengths divided by `factor`, short ones kept, a linear ramp between.
-fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
+/// `factor` for long wavelengths, 1 for short ones, a linear ramp of the frequency between. Rounded to f32, since that
+/// is how a GGUF file holds it.
+fn llama3_divisor(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f32 {
     let wavelength = 2.0 * PI / frequency;
     if wavelength < original / high {
-        return frequency;
+        return 1.0;
     }
     if wavelength > original / low {
-        return frequency / factor;
+        return factor as f32;
     }
     let keep = (original / wavelength - low) / (high - low);
-    (1.0 - keep) * frequency / factor + keep * frequency
+    (1.0 / ((1.0 - keep) / factor + keep)) as f32
 }
 
 /// How much of each frequency is kept: 1 above `beta_fast` rotations of the original context, 0 below `beta_slow`.
