@@ -273,6 +273,9 @@ fn windows(
         Architecture::Gemma2 => Box::new(|layer| layer % 2 == 0),
         Architecture::Gemma3 => {
             let period = fields.size("sliding_window_pattern")?.unwrap_or(6);
+            if period == 0 {
+                return Err(ConfigError::invalid(fields.name("sliding_window_pattern"), 0, "1 or more"));
+            }
             Box::new(move |layer| !(layer + 1).is_multiple_of(period))
         }
     };

@@ -1,4 +1,4 @@
-use std::{error::Error as _, path::PathBuf, sync::mpsc, thread, time::Duration};
+use std::{path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use hf_hub::{
     HFClientSync, HFError,
@@ -55,8 +55,8 @@ fn list(client: &HFClientSync, id: &HubId) -> Result<Vec<String>, String> {
 }
 
 fn fetch(client: &HFClientSync, id: &HubId, file: &str) -> Result<PathBuf, String> {
-    let bar = Bar::new(file);
-    let download = client.model(id.owner, id.name).download_file().filename(file).progress(bar);
+    let repository = client.model(id.owner, id.name);
+    let download = repository.download_file().filename(file).progress(Bar::new(file));
     download.send().map_err(|error| format!("{file}: {}", reason(id, &error)))
 }
 
