@@ -3,12 +3,19 @@
 
 mod common;
 
-use common::{GGUF, NAMES, batch, logits_by_token, pages, prompt, runner, runner_with, step, tiny};
+use std::{collections::BTreeMap, sync::Arc};
+
+use common::{
+    GGUF, NAMES, batch, logits_by_token, pages, prompt, runner, runner_with, step, tiny,
+    traced::{Bucket, Replay, record},
+};
 use samebits_candle::{Candle, Device as CandleDevice};
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::{Cpu, Host, Isa};
-use samebits_engine::Runner;
-use samebits_runner::RunnerConfig;
+use samebits_engine::{
+    Engine, EngineConfig, Event, PageId, Request, RequestId, Runner, SamplingParams, Vocabulary,
+};
+use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 
 /// The portable kernels on one thread, a token at a time, alone: what everything else is compared with.
 fn reference(checkpoint: &Checkpoint) -> Vec<Vec<f32>> {
@@ -115,6 +122,85 @@ fn candle_and_plain_primitives() {
         check_chunks(&what, &mut runner(Host::default(), &checkpoint), &expected, 100);
         let candle = Candle::exact(CandleDevice::Cpu);
         check_chunks(&format!("{name} on candle"), &mut runner(candle, &checkpoint), &expected, 100);
+    }
+}
+
+/// The graph is recorded for more context than the prompt needs, which must not matter.
+#[test]
+fn a_recorded_graph() {
+    let bucket = Bucket { tokens: 50, pages: 12, page_size: 16 };
+    for name in NAMES.into_iter().chain(GGUF) {
+        let checkpoint = tiny(name);
+        let expected = reference(&checkpoint);
+        let graph = record(&checkpoint, bucket);
+        let tokens = prompt();
+        let table: Vec<PageId> = (0..bucket.pages as u32).rev().map(PageId).collect();
+        let mut replay = Replay::new(cpu(Isa::best(), 2), &graph, &checkpoint, bucket);
+        for start in (0..tokens.len()).step_by(bucket.tokens) {
+            let end = start + bucket.tokens;
+            let logits = replay.step(&batch(&[(&table, start, &tokens[start..end])]));
+            assert_same(&format!("{name} replayed, after {end}"), &expected[end - 1], &logits);
+        }
+    }
+}
+
+/// Logits that the engine's log-probabilities show, with pages for all requests and with pages for hardly two.
+#[test]
+fn preemption_and_recomputation() {
+    for name in ["llama3", "gemma3"] {
+        let checkpoint = tiny(name);
+        let (calm, none) = serve(&checkpoint, 64);
+        let (crowded, preemptions) = serve(&checkpoint, 9);
+        assert_eq!(none, 0, "{name}");
+        assert!(preemptions > 0, "{name}");
+        assert_eq!(calm, crowded, "{name}");
+    }
+}
+
+/// Tokens and log-probabilities (as bits) of six requests served together, and how often one was preempted.
+fn serve(checkpoint: &Checkpoint, pages: usize) -> (BTreeMap<RequestId, Vec<(u32, u32)>>, u64) {
+    let config = RunnerConfig { max_tokens_per_step: 24, max_context: 96, ..common::runner_config() };
+    let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &config, None).unwrap();
+    let plan = MemoryPlan { pages, ..plan };
+    let weights = &*checkpoint.weights;
+    let runner = ModelRunner::load(cpu(Isa::best(), 2), &checkpoint.config, weights, &config, &plan, &|_| {});
+    let engine = Engine::new(Box::new(runner.unwrap()), Arc::new(Bytes), EngineConfig::default());
+    let mut engine = engine.unwrap();
+    for i in 0..6u64 {
+        let tokens = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
+        let mut request = Request::new(RequestId(i), tokens, 40);
+        request.sampling = SamplingParams { seed: i, logprobs: Some(0), ..SamplingParams::default() };
+        engine.add(request).unwrap();
+    }
+    let mut outputs: BTreeMap<RequestId, Vec<(u32, u32)>> = BTreeMap::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { id, token, logprobs, .. } => {
+                    outputs.entry(id).or_default().push((token, logprobs.unwrap().chosen.to_bits()));
+                }
+                Event::Finished { .. } => {}
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
+    }
+    (outputs, engine.stats().preemptions)
+}
+
+/// A vocabulary without an end, for which every token is a letter.
+struct Bytes;
+
+impl Vocabulary for Bytes {
+    fn token_bytes(&self, _: u32) -> &[u8] {
+        b"x"
+    }
+
+    fn is_special(&self, _: u32) -> bool {
+        false
+    }
+
+    fn eos(&self) -> &[u32] {
+        &[]
     }
 }
 

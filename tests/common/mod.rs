@@ -1,6 +1,8 @@
 //! What the tests of whole models share.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod traced;
+
 use std::path::PathBuf;
 
 use samebits_checkpoint::Checkpoint;
