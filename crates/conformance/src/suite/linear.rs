@@ -31,6 +31,8 @@ pub(super) enum Activations {
     Outliers,
     /// Multiples of half a quantisation step, so that rounding ties occur.
     Ties,
+    /// Every integer at its largest, in even rows positive and in odd rows negative.
+    Largest,
     /// A NaN, an infinity, or both, in some rows.
     NonFinite,
 }
@@ -66,7 +68,14 @@ fn of_format(format: Format) -> Vec<Case> {
         cases.push(linear_case(format, [m, n, short], Activations::Bell, false));
         cases.push(linear_case(format, [m, 131 - n, long], Activations::Bell, false));
     }
-    for activations in [Activations::Tiny, Activations::Outliers, Activations::Ties, Activations::NonFinite] {
+    let edges = [
+        Activations::Tiny,
+        Activations::Outliers,
+        Activations::Ties,
+        Activations::Largest,
+        Activations::NonFinite,
+    ];
+    for activations in edges {
         cases.push(linear_case(format, [1, 17, long], activations, false));
         cases.push(linear_case(format, [5, 33, short], activations, false));
         cases.push(linear_case(format, [17, 9, short], activations, true));
@@ -150,6 +159,10 @@ fn activation(rng: &mut Rng, m: usize, k: usize, activations: Activations) -> Ho
             block.iter_mut().for_each(|x| *x = (*x * 84.0).round_ties_even() / 2.0);
             block[0] = 127.0;
         }),
+        Activations::Largest => {
+            let value = |index: usize| if index / k % 2 == 0 { 1.5 } else { -1.5 };
+            x.iter_mut().enumerate().for_each(|(index, x)| *x = value(index));
+        }
         Activations::NonFinite => spoil(rng, &mut x, k),
     }
     f32s([m, k], &x)
