@@ -160,7 +160,7 @@ fn activation(rng: &mut Rng, m: usize, k: usize, activations: Activations) -> Ho
             block[0] = 127.0;
         }),
         Activations::Largest => {
-            let value = |index: usize| if index / k % 2 == 0 { 1.5 } else { -1.5 };
+            let value = |index: usize| if (index / k).is_multiple_of(2) { 1.5 } else { -1.5 };
             x.iter_mut().enumerate().for_each(|(index, x)| *x = value(index));
         }
         Activations::NonFinite => spoil(rng, &mut x, k),
