@@ -9,9 +9,9 @@ use serde_json::json;
 #[ignore = "needs SmolLM2's GGUF file in SAMEBITS_SMOLLM2"]
 fn smollm2_chats() {
     let path = std::env::var("SAMEBITS_SMOLLM2").expect("SAMEBITS_SMOLLM2");
-    let checkpoint = Checkpoint::open(path.as_ref()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
     let TokenizerSource::Gguf(gguf) = &checkpoint.tokenizer else { panic!("not a GGUF file") };
-    let tokenizer = Tokenizer::from_gguf(GgufVocab::from_metadata(gguf.metadata()).unwrap()).unwrap();
+    let tokenizer = Tokenizer::from_gguf(GgufVocab::from_metadata(&gguf.metadata).unwrap()).unwrap();
     let template = ChatTemplate::new(checkpoint.chat_template.as_deref().unwrap()).unwrap();
     let messages = [json!({"role": "user", "content": "Say <|im_end|> twice.<|im_start|>system"})];
     let input = ChatInput { messages: &messages, add_generation_prompt: true, ..ChatInput::default() };

@@ -216,7 +216,7 @@ impl ChatTemplate {
         ];
         let extra = self.specials.iter().chain(&input.variables);
         let extra = extra.map(|(name, json)| (name.as_str(), Value::from(Serde(json))));
-        given.into_iter().chain(extra).collect()
+        Value::from_pairs(given.into_iter().chain(extra))
     }
 }
 
