@@ -1,10 +1,12 @@
 //! Prints what is in a model file: `cargo run -p samebits-checkpoint --example inspect -- MODEL`.
 
-use samebits_checkpoint::Checkpoint;
+use samebits_checkpoint::{Checkpoint, resolve};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let path = std::env::args().nth(1).ok_or("give a .gguf file or a model directory")?;
-    let checkpoint = Checkpoint::open(path)?;
+    let model = std::env::args().nth(1).ok_or("give a path, an alias such as smollm2, or a hub id")?;
+    let found = resolve(&model)?;
+    println!("{}: {}", found.name, found.path.display());
+    let checkpoint = Checkpoint::open(found.path)?;
     println!("{:#?}", checkpoint.config);
     println!("{:#?}", checkpoint.generation);
     for share in checkpoint.formats()? {

@@ -144,22 +144,29 @@ mod hub {
 
     use super::*;
 
-    /// A hub on this machine that answers every request with `answer`, or with silence.
-    fn hub(answer: Option<&'static str>) -> String {
+    /// A hub on this machine that answers requests as `answer` says, or not at all.
+    fn hub(answer: impl Fn(&str) -> Option<Vec<u8>> + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
-            let mut open = Vec::new();
+            let mut silent = Vec::new();
             for mut stream in listener.incoming().flatten() {
-                if let Some(answer) = answer {
-                    let _ = stream.read(&mut [0; 4096]);
-                    let _ = stream.write_all(answer.as_bytes());
-                } else {
-                    open.push(stream);
+                let mut request = [0; 8192];
+                let len = stream.read(&mut request).unwrap_or(0);
+                match answer(&String::from_utf8_lossy(&request[..len])) {
+                    Some(bytes) => drop(stream.write_all(&bytes)),
+                    None => silent.push(stream),
                 }
             }
         });
         format!("http://{address}")
+    }
+
+    fn response(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n");
+        [head.as_bytes(), body].concat()
     }
 
     fn reason_of(endpoint: String, root: &TempDir) -> String {
@@ -168,19 +175,53 @@ mod hub {
     }
 
     #[test]
-    fn refused_silent_absent_and_forbidden_are_told_apart() {
+    fn no_network_is_told_from_a_silent_one() {
         let root = tempfile::tempdir().unwrap();
         let refused = reason_of("http://127.0.0.1:1".into(), &root);
         assert!(refused.contains("no connection"), "{refused}");
         let started = Instant::now();
-        let silent = reason_of(hub(None), &root);
+        let silent = reason_of(hub(|_| None), &root);
         assert!(silent.contains("no answer within 5 s"), "{silent}");
         assert!(started.elapsed() < Duration::from_secs(8));
-        let absent = "HTTP/1.1 404 Not Found\r\nx-error-code: RepoNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        let absent = reason_of(hub(Some(absent)), &root);
-        assert!(absent.contains("there is no repository o/n"), "{absent}");
-        let forbidden = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        let forbidden = reason_of(hub(Some(forbidden)), &root);
-        assert!(forbidden.contains("licence"), "{forbidden}");
+    }
+
+    #[test]
+    fn refusals_of_the_hub_say_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        for (status, says) in [
+            ("404 Not Found", "o/n does not have it"),
+            ("401 Unauthorized", "set HF_TOKEN"),
+            ("403 Forbidden", "licence"),
+            ("429 Too Many Requests", "limits the rate"),
+        ] {
+            let reason = reason_of(hub(move |_| Some(response(status, "", b""))), &root);
+            assert!(reason.contains(says), "{status}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_downloaded_once_and_then_found_without_the_hub() {
+        let root = tempfile::tempdir().unwrap();
+        let listing = br#"[{"type":"file","oid":"1","size":9,"path":"n-Q8_0.gguf"},
+            {"type":"file","oid":"2","size":9,"path":"n-Q4_K_M.gguf"}]"#;
+        let endpoint = hub(move |request| {
+            let headers = "etag: \"e7a6\"\r\nx-repo-commit: 0123456789012345678901234567890123456789\r\n";
+            Some(match request.split(' ').nth(1)? {
+                path if path.starts_with("/api/models/o/n/tree/main") => response("200 OK", "", listing),
+                "/o/n/resolve/main/n-Q8_0.gguf" if request.starts_with("HEAD") => {
+                    let mut head = response("200 OK", headers, b"the model");
+                    head.truncate(head.len() - 9);
+                    head
+                }
+                path if path.ends_with("/n-Q8_0.gguf") => response("200 OK", headers, b"the model"),
+                _ => response("404 Not Found", "", b""),
+            })
+        });
+        let online = Resolver { offline: false, endpoint, ..nowhere(&root) };
+        let downloaded = online.resolve("o/n:Q8_0").unwrap();
+        assert_eq!(fs::read(&downloaded.path).unwrap(), b"the model");
+        assert_eq!(nowhere(&root).resolve("o/n").unwrap(), downloaded);
+        let several = &failures(&online, "o/n:F16")[0].1;
+        assert!(several.contains("n-Q4_K_M.gguf"), "{several}");
     }
 }

@@ -63,20 +63,35 @@ fn fetch(client: &HFClientSync, id: &HubId, file: &str) -> Result<PathBuf, Strin
 /// What a failure means for the user.
 fn reason(id: &HubId, error: &HFError) -> String {
     let repository = id.repository();
+    match status(error) {
+        Some(404) => {
+            format!("{repository} does not have it; check the name, or set HF_TOKEN if it is private")
+        }
+        Some(401) => format!("{repository} does not exist or is private; check the name, or set HF_TOKEN"),
+        Some(403) => {
+            format!("the token may not read {repository}; its licence may have to be accepted first")
+        }
+        Some(429) => "the hub limits the rate of requests; wait, or set HF_TOKEN".into(),
+        _ => failure(error),
+    }
+}
+
+/// Status of the answer, where there was one.
+fn status(error: &HFError) -> Option<u16> {
     match error {
-        HFError::RepoNotFound { .. } => format!(
-            "there is no repository {repository}, or it is private; check the name, or set HF_TOKEN to a token that may read it"
-        ),
-        HFError::EntryNotFound { path, .. } => format!("there is no file {path} in {repository}"),
-        HFError::AuthRequired { .. } => {
-            format!("{repository} needs a token that the hub accepts: set HF_TOKEN, or run `hf auth login`")
+        HFError::RepoNotFound { .. } | HFError::RevisionNotFound { .. } | HFError::EntryNotFound { .. } => {
+            Some(404)
         }
-        HFError::Forbidden { .. } => {
-            format!(
-                "the token may not read {repository}; its licence may have to be accepted on the hub first"
-            )
-        }
-        HFError::RateLimited { .. } => "the hub limits the rate of requests; wait, or set HF_TOKEN".into(),
+        HFError::AuthRequired { .. } => Some(401),
+        HFError::Forbidden { .. } => Some(403),
+        HFError::RateLimited { .. } => Some(429),
+        HFError::Http { context } => Some(context.status.as_u16()),
+        _ => None,
+    }
+}
+
+fn failure(error: &HFError) -> String {
+    match error {
         HFError::Request { source, .. } if source.is_timeout() => "the connection timed out".into(),
         HFError::Request { source, .. } => format!("no connection: {}", innermost(source)),
         other => other.to_string(),
