@@ -15,7 +15,8 @@ use samebits_tensor::{
 const FORMATS: [Format; 15] = Format::ALL;
 
 fn cpu() -> Cpu {
-    let threads = std::env::var("SAMEBITS_BENCH_THREADS").map_or(1, |n| n.parse().expect("a number of threads"));
+    let threads =
+        std::env::var("SAMEBITS_BENCH_THREADS").map_or(1, |n| n.parse().expect("a number of threads"));
     Cpu::builder().threads(threads).build().expect("a backend")
 }
 
