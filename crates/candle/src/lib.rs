@@ -18,6 +18,8 @@
 //! the exact numerics is measured against, and it promises nothing about bits.
 //!
 //! Both hold i8 and u8 values as f32, which is what candle multiplies: a weight takes four bytes an element.
+//! candle asks the operating system for the number of processors at every matrix product; setting
+//! `RAYON_NUM_THREADS` spares that, which shows on small models.
 //!
 //! The features `metal` and `cuda` pass through to candle, whose devices this crate takes like any other. On
 //! them the element-wise functions above copy to the host and back. They have never been run here: an exact
@@ -32,6 +34,8 @@ mod float;
 pub use candle_core::Device;
 pub use data::Data;
 
+use std::sync::Arc;
+
 use samebits_tensor::{Capabilities, Error, Format, Result};
 
 /// A candle device under one of two numerics.
@@ -39,7 +43,8 @@ use samebits_tensor::{Capabilities, Error, Format, Result};
 pub struct Candle {
     device: Device,
     numerics: Numerics,
-    capabilities: Capabilities,
+    /// Shared, because every tensor holds a backend.
+    capabilities: Arc<Capabilities>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +74,7 @@ impl Candle {
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };
-        Candle { device, numerics, capabilities }
+        Candle { device, numerics, capabilities: capabilities.into() }
     }
 }
 
