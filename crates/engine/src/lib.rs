@@ -16,8 +16,8 @@
 //!
 //! # Five types
 //!
-//! [`Sequence`](sequence) holds one request's tokens and what of them is computed; [`BlockManager`] owns the pages of
-//! the key-value cache; the [`scheduler`] picks each step's work; the [`Sampler`] turns logits into a token; and
+//! `Sequence` holds one request's tokens and what of them is computed; [`BlockManager`] owns the pages of
+//! the key-value cache; the `Scheduler` picks each step's work; the [`Sampler`] turns logits into a token; and
 //! [`Engine`] drives them against a [`Runner`].
 //!
 //! The next step is submitted before the events of the last are returned, so the device works while the caller

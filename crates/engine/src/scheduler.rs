@@ -35,7 +35,7 @@ pub(crate) struct Part {
 impl Scheduler {
     /// A scheduler of at most `max_running` sequences at a time.
     pub(crate) fn new(limits: Limits, max_running: usize) -> Self {
-        let max_running = max_running.min(limits.max_seqs_per_step).min(limits.max_tokens_per_step);
+        let max_running = max_running.min(limits.max_seqs_per_step);
         let blocks = BlockManager::new(limits.pages);
         Self { limits, max_running, running: Vec::new(), waiting: VecDeque::new(), blocks, preemptions: 0 }
     }
@@ -97,6 +97,7 @@ impl Scheduler {
         let decodes = |sequence: &&Sequence| sequence.uncomputed() == 1;
         self.running.iter().filter(decodes).for_each(|sequence| step.take(sequence));
         self.running.iter().filter(|sequence| !decodes(sequence)).for_each(|sequence| step.take(sequence));
+        // Only what the running leave over lets one more run, so each that runs has a token in every step.
         while enough_pages && step.budget > 0 && self.start_next() {
             self.running.last().into_iter().for_each(|sequence| step.take(sequence));
         }

@@ -303,6 +303,29 @@ mod tests {
         assert_eq!(sequence.sample(&mut logits, &mut Scratch::default()).unwrap().token, 3);
     }
 
+    /// Allows token 0 alone.
+    struct Zero;
+
+    impl Constraint for Zero {
+        fn allow(&mut self, allowed: &mut crate::TokenSet) -> Result<(), ConstraintError> {
+            allowed.insert(0);
+            Ok(())
+        }
+        fn accept(&mut self, _: TokenId) -> Result<(), ConstraintError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_constraint_masks_tokens_but_hides_no_nan() {
+        let mut sequence = sequence(9, Stop::default());
+        sequence.constraint = Some(Box::new(Zero));
+        let sampled = sequence.sample(&mut [0.0, 90.0], &mut Scratch::default());
+        assert_eq!(sampled.unwrap().token, 0);
+        let error = sequence.sample(&mut [0.0, f32::NAN], &mut Scratch::default()).unwrap_err();
+        assert!(matches!(error, RequestError::Numerical { position: 1, .. }), "{error}");
+    }
+
     #[test]
     fn generated_output_is_taken_up_where_it_was_left() {
         let mut resumed = try_sequence(5, strings(&["cde"]), "abc").unwrap();

@@ -123,6 +123,13 @@ mod tests {
         assert_eq!([scaled_exp(-28.5), scaled_exp(-1e300), scaled_exp(f64::NEG_INFINITY)], [0; 3]);
     }
 
+    #[test]
+    fn each_target_picks_the_weight_it_falls_into() {
+        let picked: Vec<_> = (0..6).map(|target| pick([2, 0, 3, 1].into_iter(), target)).collect();
+        assert_eq!(picked, [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (3, 0)]);
+        assert_eq!([fraction(0, 6), fraction(u64::MAX, 6), fraction(1 << 63, 6)], [0, 5, 3]);
+    }
+
     /// The bits of sampler version 1.
     #[test]
     fn weights_have_these_bits() {

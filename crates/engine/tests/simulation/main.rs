@@ -56,13 +56,22 @@ fn the_oracle_equals_a_plain_loop_over_the_sampler() {
         let prompt: Vec<u32> = (0..1 + random.below(9)).map(|_| random.below(48) as u32).collect();
         let mut request = Request::new(RequestId(7), prompt.clone(), 12);
         request.stop.ignore_eos = true;
-        request.sampling = SamplingParams { seed, temperature: 0.7, ..SamplingParams::default() };
+        request.sampling = SamplingParams {
+            seed,
+            temperature: 0.7,
+            frequency_penalty: 0.4,
+            repetition_penalty: 1.2,
+            ..SamplingParams::default()
+        };
         let mut tokens = prompt.clone();
-        let sampler = Sampler::new(request.sampling.clone(), &prompt);
+        let mut sampler = Sampler::new(request.sampling.clone(), &prompt);
         while tokens.len() < prompt.len() + 12 {
             let mut logits = device::logits_after(tokens.iter().copied());
             match sampler.sample(&mut logits, tokens.len() as u64, &[], &mut Scratch::default()) {
-                Ok(sampled) => tokens.push(sampled.token),
+                Ok(sampled) => {
+                    tokens.push(sampled.token);
+                    sampler.observe(sampled.token);
+                }
                 Err(_) => break,
             }
         }
@@ -198,6 +207,21 @@ fn decodes_and_a_prompt_chunk_share_a_step() {
     assert_eq!(shapes[1], [(1, true), (7, false)], "decode first, the rest for the prompt");
     assert_eq!(shapes[2], [(1, true), (7, false)]);
     assert_eq!(shapes[3], [(1, true), (2, true)]);
+}
+
+#[test]
+fn nothing_is_computed_twice_without_need() {
+    let mut engine = engine_on(FakeDevice::new(plenty(), Chaos::none()), EngineConfig::default());
+    let prompts = [1, 7, 50, 130];
+    for prompt in prompts {
+        let mut request = endless(prompt, 10);
+        request.prompt = vec![prompt as u32 % 40; prompt as usize];
+        engine.add(request).unwrap();
+    }
+    let tokens = drain(&mut engine).iter().filter(|event| event.finish_reason().is_none()).count() as u64;
+    assert_eq!(tokens, engine.stats().tokens_generated);
+    // The last token of each is never computed.
+    assert_eq!(engine.stats().tokens_computed, prompts.iter().sum::<u64>() + tokens - 4);
 }
 
 #[test]

@@ -302,7 +302,7 @@ impl World {
         let stats = self.engine.stats();
         assert_eq!(stats.pages_free + stats.pages_owned, stats.pages_total);
         assert_eq!(stats.pages_total, self.limits.pages);
-        assert!(stats.running <= self.limits.max_seqs_per_step);
+        assert!(stats.running <= self.limits.max_seqs_per_step.min(self.limits.max_tokens_per_step));
         // The earliest request computes at least a token in every step that does not fail; a failed step may cost it
         // all it has computed.
         let errors = *self.errors.lock().unwrap();
