@@ -18,9 +18,6 @@
 //! the exact numerics is measured against, and it promises nothing about bits.
 //!
 //! Both hold i8 and u8 values as f32, which is what candle multiplies: a weight takes four bytes an element.
-//! candle asks the operating system for the number of processors at every matrix product; setting
-//! `RAYON_NUM_THREADS` spares that, which shows on small models.
-//!
 //! The features `metal` and `cuda` pass through to candle, whose devices this crate takes like any other. On
 //! them the element-wise functions above copy to the host and back. They have never been run here: an exact
 //! backend on such a device is one only once the conformance suite has passed on it.
