@@ -4,7 +4,10 @@ mod attacks;
 
 use std::{fs, path::PathBuf};
 
-use attacks::{Attack, GgufWriter, gguf_attacks, read_gguf, read_safetensors, safetensors_attacks};
+use attacks::{
+    Attack, GgufWriter, gguf_attacks, read_gguf, read_safetensors, read_tokenizer, safetensors_attacks,
+    tokenizer_attacks,
+};
 use samebits_checkpoint::Checkpoint;
 
 fn expect(attacks: Vec<Attack>, read: fn(&[u8]) -> Result<(), String>) {
@@ -33,6 +36,11 @@ fn every_attack_on_safetensors_is_named() {
 }
 
 #[test]
+fn every_attack_on_tokenizers_is_named() {
+    expect(tokenizer_attacks(), read_tokenizer);
+}
+
+#[test]
 fn a_file_cut_anywhere_is_an_error() {
     let whole = GgufWriter::llama().bytes();
     for end in 0..whole.len() {
@@ -44,7 +52,11 @@ fn a_file_cut_anywhere_is_an_error() {
 #[test]
 fn seeds_are_the_attacks() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds");
-    for (target, attacks) in [("gguf", gguf_attacks()), ("safetensors_header", safetensors_attacks())] {
+    for (target, attacks) in [
+        ("gguf", gguf_attacks()),
+        ("safetensors_header", safetensors_attacks()),
+        ("tokenizer_metadata", tokenizer_attacks()),
+    ] {
         let directory = root.join(target);
         if std::env::var_os("SAMEBITS_WRITE_SEEDS").is_some() {
             fs::create_dir_all(&directory).unwrap();

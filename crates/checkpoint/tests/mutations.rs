@@ -5,7 +5,9 @@ mod attacks;
 
 use std::{alloc::System, fs, path::PathBuf};
 
-use attacks::{Attack, gguf_attacks, read_gguf, read_safetensors, safetensors_attacks};
+use attacks::{
+    Attack, gguf_attacks, read_gguf, read_safetensors, read_tokenizer, safetensors_attacks, tokenizer_attacks,
+};
 use cap::Cap;
 use samebits_checkpoint::config_from_json;
 
@@ -14,9 +16,12 @@ static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
 #[test]
 fn no_variant_of_an_attack_panics_or_takes_memory() {
-    survive(gguf_attacks(), read_gguf);
-    survive(safetensors_attacks(), read_safetensors);
-    survive(configs(), read_config);
+    const KIB: usize = 1024;
+    survive(20_000, 256 * KIB, gguf_attacks(), read_gguf);
+    survive(20_000, 256 * KIB, safetensors_attacks(), read_safetensors);
+    survive(20_000, 256 * KIB, configs(), read_config);
+    // A pre-tokenizer's patterns are compiled for every tokenizer.
+    survive(2_000, 64 * KIB * KIB, tokenizer_attacks(), read_tokenizer);
 }
 
 fn configs() -> Vec<Attack> {
@@ -35,15 +40,11 @@ fn read_config(bytes: &[u8]) -> Result<(), String> {
     config_from_json(&json).map(drop).map_err(|error| error.to_string())
 }
 
-/// Bytes that reading `bytes` may allocate in all: its copy, what it says, and the errors' texts.
-fn allocation_max(bytes: &[u8]) -> usize {
-    256 * 1024 + 64 * bytes.len()
-}
-
-fn survive(attacks: Vec<Attack>, read: fn(&[u8]) -> Result<(), String>) {
-    const VARIANTS: u64 = 20_000;
+/// Reads variants of attacks. Reading one may allocate, in all, `base_bytes` and a multiple of its size: its copy, what
+/// it says, and the errors' texts.
+fn survive(variants: u64, base_bytes: usize, attacks: Vec<Attack>, read: fn(&[u8]) -> Result<(), String>) {
     let mut were_read = 0;
-    for seed in 1..=VARIANTS {
+    for seed in 1..=variants {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // Half of the variants are of the first file, which is valid.
         let attack = &attacks[random.below(2) * random.below(attacks.len())];
@@ -52,14 +53,14 @@ fn survive(attacks: Vec<Attack>, read: fn(&[u8]) -> Result<(), String>) {
         let before = ALLOCATOR.total_allocated();
         were_read += u64::from(read(&bytes).is_ok());
         let allocated = ALLOCATOR.total_allocated() - before;
-        let limit = allocation_max(&bytes);
+        let limit = base_bytes + 64 * bytes.len();
         assert!(
             allocated <= limit,
             "{} varied by seed {seed}: {allocated} bytes, {limit} allowed",
             attack.name
         );
     }
-    assert!(were_read > 100 && were_read < VARIANTS - 100, "{were_read} variants were read");
+    assert!(were_read > 100 && were_read < variants - 100, "{were_read} variants were read");
 }
 
 /// A small generator (Vigna's xorshift64*), so that a failing variant has a number.

@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use samebits_checkpoint::{GenerationConfig, Gguf, GgufWeights, config_from_gguf, parse_safetensors};
+use samebits_checkpoint::{
+    GenerationConfig, Gguf, GgufWeights, config_from_gguf, parse_safetensors,
+    tokenizer::{GgufVocab, Tokenizer},
+};
 use samebits_nn::{WeightSource, check_finite};
 
 /// Everything that opening a GGUF file and reading its weights does.
@@ -22,6 +25,17 @@ pub(crate) fn read_gguf(bytes: &[u8]) -> Result<(), String> {
 
 pub(crate) fn read_safetensors(bytes: &[u8]) -> Result<(), String> {
     parse_safetensors(&bytes.to_vec().into()).map(drop).map_err(|error| error.to_string())
+}
+
+/// A tokenizer, and a text through it.
+pub(crate) fn read_tokenizer(bytes: &[u8]) -> Result<(), String> {
+    let gguf = Gguf::parse(bytes.to_vec().into()).map_err(|error| error.to_string())?;
+    let vocab = GgufVocab::from_metadata(&gguf.metadata).map_err(|error| error.to_string())?;
+    let tokenizer = Tokenizer::from_gguf(vocab).map_err(|error| error.to_string())?;
+    if let Ok(ids) = tokenizer.encode("ab ba\n</s>", true, false) {
+        tokenizer.decode(&ids, false);
+    }
+    Ok(())
 }
 
 /// A hostile file.
@@ -354,6 +368,89 @@ fn config_attacks() -> Vec<Attack> {
             "bos-past-vocabulary",
             with("tokenizer.ggml.bos_token_id", 4, vec![9, 0, 0, 0]),
             &["bos_token_id", "9"],
+        ),
+    ]
+}
+
+/// The valid file with a vocabulary of tokens that SentencePiece or a byte-level model could have.
+fn with_vocabulary(model: &str, change: impl FnOnce(&mut GgufWriter)) -> Vec<u8> {
+    changed(|w| {
+        let tokens = ["<unk>", "a", "b", "ab", "\u{2581}", "\u{0120}", "</s>", "<0x0A>"];
+        let listed: Vec<u8> = tokens.iter().flat_map(|token| string(token.as_bytes())).collect();
+        let scores: Vec<u8> = (0..8).flat_map(|i| (-(i as f32)).to_le_bytes()).collect();
+        let kinds: Vec<u8> = [2u32, 1, 1, 1, 1, 1, 3, 6].iter().flat_map(|kind| kind.to_le_bytes()).collect();
+        w.find("token_embd.weight").1 = vec![8, 8];
+        w.tensors.rotate_left(1);
+        w.data.resize(w.data.len().next_multiple_of(32), 0);
+        w.tensors.last_mut().unwrap().3 = w.data.len() as u64;
+        w.data.resize(w.data.len() + 256, 0);
+        w.key("tokenizer.ggml.model", 8, string(model.as_bytes()));
+        w.key("tokenizer.ggml.tokens", 9, array(8, 8, &listed));
+        w.key("tokenizer.ggml.scores", 9, array(6, 8, &scores));
+        w.key("tokenizer.ggml.token_type", 9, array(5, 8, &kinds));
+        w.key("tokenizer.ggml.merges", 9, array(8, 1, &string(b"a b")));
+        w.key("tokenizer.ggml.eos_token_id", 4, 6u32.to_le_bytes().into());
+        change(w);
+    })
+}
+
+pub(crate) fn tokenizer_attacks() -> Vec<Attack> {
+    let key = |key: &str| format!("tokenizer.ggml.{key}");
+    let with =
+        |name: &str, code: u32, value: Vec<u8>| with_vocabulary("gpt2", |w| w.set(&key(name), code, value));
+    let without = |name: &str| with_vocabulary("gpt2", |w| w.keys.retain(|k| k.0 != key(name).as_bytes()));
+    vec![
+        attack("valid", with_vocabulary("gpt2", |_| {}), &[]),
+        attack("valid-llama", with_vocabulary("llama", |_| {}), &[]),
+        attack("valid-t5", with_vocabulary("t5", |_| {}), &[]),
+        attack("model-unknown", with_vocabulary("rwkv", |_| {}), &["tokenizer.ggml.model", "rwkv"]),
+        attack("model-number", with("model", 4, vec![0; 4]), &["tokenizer.ggml.model"]),
+        attack("no-model", without("model"), &["tokenizer.ggml.model"]),
+        attack("no-tokens", without("tokens"), &["tokenizer.ggml.tokens"]),
+        attack("tokens-empty", with("tokens", 9, array(8, 0, &[])), &["tokenizer.ggml."]),
+        attack(
+            "tokens-twice",
+            with("tokens", 9, array(8, 8, &string(b"a").repeat(8))),
+            &["tokenizer.ggml.tokens"],
+        ),
+        attack(
+            "types-short",
+            with("token_type", 9, array(5, 1, &[1, 0, 0, 0])),
+            &["tokenizer.ggml.token_type"],
+        ),
+        attack("types-unknown", with("token_type", 9, array(5, 8, &[9; 32])), &["tokenizer.ggml.token_type"]),
+        attack("merge-of-nothing", with("merges", 9, array(8, 1, &string(b"a"))), &["tokenizer.ggml.merges"]),
+        attack(
+            "merge-of-unknown",
+            with("merges", 9, array(8, 1, &string(b"x y"))),
+            &["tokenizer.ggml.merges"],
+        ),
+        attack(
+            "eos-past-the-end",
+            with("eos_token_id", 4, vec![8, 0, 0, 0]),
+            &["tokenizer.ggml.eos_token_id"],
+        ),
+        attack("pre-unknown", with("pre", 8, string(b"no-such-split")), &["tokenizer.ggml.pre"]),
+        attack(
+            "scores-nan",
+            with_vocabulary("llama", |w| {
+                w.set(&key("scores"), 9, array(6, 8, &f32::NAN.to_le_bytes().repeat(8)));
+            }),
+            &["tokenizer.ggml.scores"],
+        ),
+        attack(
+            "scores-short",
+            with_vocabulary("t5", |w| {
+                w.set(&key("scores"), 9, array(6, 1, &[0; 4]));
+            }),
+            &["tokenizer.ggml.scores"],
+        ),
+        attack(
+            "charsmap-noise",
+            with_vocabulary("t5", |w| {
+                w.key(&key("precompiled_charsmap"), 9, array(0, 9, &[255; 9]));
+            }),
+            &["tokenizer.ggml.precompiled_charsmap"],
         ),
     ]
 }
