@@ -1,7 +1,8 @@
-//! Kernels as plain functions over slices and bytes: no threads, no allocation, no tensors.
+//! Kernels as plain functions over slices and bytes: no tensors, no allocation in their loops.
 //!
 //! [`cpu`] holds the kernels of the CPU backend. Each is written once, over a small vector type that every
 //! instruction set implements, so that an instruction set is one file and cannot have an order of operations of
-//! its own.
+//! its own. [`pool`] shares their work out to threads; the kernels themselves start none.
 
 pub mod cpu;
+pub mod pool;

@@ -64,8 +64,11 @@ impl Builder {
     /// If `SAMEBITS_ISA` names no instruction set of this CPU, or threads cannot be started.
     pub fn build(self) -> Result<Cpu> {
         let error = |op, detail: String| Error::Backend { backend: NAME.into(), op, detail };
-        let isa = self.isa.map_or_else(Isa::from_env, Ok).map_err(|e| error("open", e.to_string()))?;
-        let threads = Threads::new(self.threads).map_err(|e| error("open", e.to_string()))?;
+        let isa = self
+            .isa
+            .map_or_else(Isa::from_env, Ok)
+            .map_err(|e| error("choose instructions", e.to_string()))?;
+        let threads = Threads::new(self.threads).map_err(|e| error("start threads", e.to_string()))?;
         let count = threads.count();
         let capabilities = Capabilities {
             name: NAME.into(),
@@ -99,11 +102,6 @@ impl Cpu {
     /// Runs `f` once on every thread that computes, as a test does that changes the threads' floating-point mode.
     pub fn on_every_thread(&self, f: impl Fn() + Sync) {
         self.threads().everywhere(f);
-    }
-
-    /// Runs `work` on the backend's threads, so that operations inside need no hand-over each.
-    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.threads().install(work)
     }
 
     pub(crate) fn threads(&self) -> &Threads {
@@ -143,7 +141,7 @@ impl Backend for Cpu {
     host_primitives!();
 
     fn pack(&self, weight: &HostWeight) -> Result<PackedWeight> {
-        self.threads().install(|| PackedWeight::pack(weight))
+        PackedWeight::pack(self.threads(), weight)
     }
 
     fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>> {

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use bytemuck::pod_collect_to_vec;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use samebits_kernels::cpu::{Activations, Floats, LANES, MatrixMut, linear_blocks, linear_dense};
 use samebits_tensor::{DType, Error, Format, FormatKind, PlainWeight, Result, Tensor};
 
@@ -16,6 +15,9 @@ use crate::{
 
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
+
+/// Rows of an embedding in a task.
+const ROWS: usize = 16;
 
 /// One activation, quantised or rounded once for each kind of weight that reads it.
 enum Input {
@@ -134,9 +136,9 @@ pub(crate) fn embedding(cpu: &Cpu, ids: &Tensor<Cpu>, weight: &PackedWeight) -> 
     let cols = weight.cols();
     let mut out = vec![0.0; ids.len() * cols];
     if cols > 0 {
-        cpu.threads().install(|| {
-            let rows = out.par_chunks_exact_mut(cols).with_min_len(16);
-            rows.zip(ids).for_each(|(out, &id)| row(weight, id as usize, out));
+        let pieces: Vec<_> = out.chunks_mut(ROWS * cols).zip(ids.chunks(ROWS)).collect();
+        cpu.threads().each(pieces, |(out, ids)| {
+            out.chunks_exact_mut(cols).zip(ids).for_each(|(out, &id)| row(weight, id as usize, out));
         });
     }
     Ok(cpu.tensor([ids.len(), cols], out))

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
 use samebits_kernels::cpu::{DensePanels, LANES, PanelLayout};
 use samebits_tensor::{Format, FormatKind, HostWeight, PlainRowMut, PlainRows, Result};
+
+use crate::threads::Threads;
 
 /// A weight matrix `[rows, cols]` in panels. Values are those of the file; a block format takes about its file's bits:
 /// exactly for the formats in blocks of 32, for Q6_K and MXFP4, an eighth of a bit a weight more for Q3_K, Q4_K and Q5_K, half
@@ -25,11 +26,11 @@ pub struct PackedWeight {
 struct Line([u8; 64]);
 
 impl PackedWeight {
-    /// Packs a weight on the threads of the current pool, reading its bytes once.
+    /// Packs a weight, reading its bytes once.
     ///
     /// # Errors
     /// As [`HostWeight::matrix`].
-    pub(crate) fn pack(weight: &HostWeight) -> Result<Self> {
+    pub(crate) fn pack(threads: &Threads, weight: &HostWeight) -> Result<Self> {
         let (rows, cols) = weight.matrix()?;
         let format = weight.format;
         let panel_bytes = match format.kind() {
@@ -39,8 +40,9 @@ impl PackedWeight {
         let mut lines = bytemuck::zeroed_vec::<Line>((rows.div_ceil(LANES) * panel_bytes).div_ceil(64));
         let row_bytes = format.row_bytes(cols)?;
         if panel_bytes > 0 {
-            let panels = bytemuck::cast_slice_mut::<_, u8>(&mut lines).par_chunks_exact_mut(panel_bytes);
-            panels.zip(weight.bytes.par_chunks(row_bytes * LANES)).for_each(|(panel, rows)| {
+            let panels = bytemuck::cast_slice_mut::<_, u8>(&mut lines).chunks_exact_mut(panel_bytes);
+            let tasks: Vec<_> = panels.zip(weight.bytes.chunks(row_bytes * LANES)).collect();
+            threads.each(tasks, |(panel, rows)| {
                 if format.is_quantized() {
                     PanelLayout::new(format, cols).pack(rows, panel);
                 } else {
@@ -114,7 +116,7 @@ impl PackedWeight {
         let row_bytes = self.cols * self.format.block_bytes();
         let mut bytes = vec![0; self.rows * row_bytes];
         if row_bytes > 0 {
-            let rows = bytes.par_chunks_exact_mut(row_bytes).enumerate();
+            let rows = bytes.chunks_exact_mut(row_bytes).enumerate();
             rows.for_each(|(row, out)| self.dense_row(row, out));
         }
         bytes

@@ -1,53 +1,69 @@
 //! The threads of a backend.
 
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder, prelude::*};
+use std::{
+    env, io,
+    num::NonZero,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
-/// A pool of threads, or the calling thread alone.
+use samebits_kernels::pool::Pool;
+
+/// The variable that says how many threads compute where a program does not.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// A pool of threads, among them the caller's.
 pub(crate) struct Threads {
-    pool: Option<ThreadPool>,
+    pool: Pool,
 }
 
 impl Threads {
     /// `count` threads; 0 means `RAYON_NUM_THREADS`, or else one for each core.
-    pub(crate) fn new(count: usize) -> Result<Self, ThreadPoolBuildError> {
-        if count == 1 {
-            return Ok(Threads { pool: None });
-        }
-        let name = |i| format!("samebits-cpu-{i}");
-        let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(name).build()?;
-        Ok(Threads { pool: (pool.current_num_threads() > 1).then_some(pool) })
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        let count = NonZero::new(count).or_else(asked_for).map_or_else(thread::available_parallelism, Ok)?;
+        Ok(Threads { pool: Pool::new(count)? })
     }
 
     /// How many work at a time.
     pub(crate) fn count(&self) -> usize {
-        self.pool.as_ref().map_or(1, ThreadPool::current_num_threads)
-    }
-
-    /// Runs `work` with this pool as the current one.
-    pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
+        self.pool.threads()
     }
 
     /// Runs every task once, in any order.
-    pub(crate) fn each<T: Send>(&self, tasks: Vec<T>, run: impl Fn(T) + Send + Sync) {
-        match &self.pool {
-            Some(pool) if tasks.len() > 1 => {
-                pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(run));
+    pub(crate) fn each<T: Send>(&self, tasks: Vec<T>, run: impl Fn(T) + Sync) {
+        let slots: Vec<_> = tasks.into_iter().map(|task| Mutex::new(Some(task))).collect();
+        self.pool.run(slots.len(), &|i| {
+            let task = slots[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(task) = task {
+                run(task);
             }
-            _ => tasks.into_iter().for_each(run),
-        }
+        });
     }
 
-    /// Runs `f` once on every thread of the pool, or on the caller's where there is none.
+    /// Runs `f` once on every thread, the caller's included.
     pub(crate) fn everywhere(&self, f: impl Fn() + Sync) {
-        match &self.pool {
-            Some(pool) => {
-                pool.broadcast(|_| f());
-            }
-            None => f(),
-        }
+        self.pool.everywhere(&f);
+    }
+}
+
+/// The number in [`VARIABLE`]; as for rayon, 0 and what is no number count as not given.
+fn asked_for() -> Option<NonZero<usize>> {
+    env::var(VARIABLE).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn each_task_is_run_once() {
+        let threads = Threads::new(2).expect("threads");
+        let sum = AtomicUsize::new(0);
+        threads.each((0..100).collect(), |n| {
+            sum.fetch_add(n, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 4950);
     }
 }

@@ -219,10 +219,16 @@ fn load_tile<S: Simd>(
             *row = first + offset;
         }
     }
-    for (j, &row) in rows.iter().enumerate() {
-        scratch.v_scale[j] = task.cache.v_scale[row];
-        for block in 0..dims.blocks {
-            scratch.k_scale[block * ATTENTION_TILE + j] = task.cache.k_scale[row * dims.blocks + block];
+    let per_page = page_size.min(ATTENTION_TILE);
+    for (page, &row) in rows.iter().step_by(per_page).enumerate() {
+        let start = page * per_page;
+        scratch.v_scale[start..start + per_page].copy_from_slice(&task.cache.v_scale[row..row + per_page]);
+        let scales = &task.cache.k_scale[row * dims.blocks..(row + per_page) * dims.blocks];
+        for (block, out) in scratch.k_scale.chunks_exact_mut(ATTENTION_TILE).enumerate() {
+            let scales = scales.iter().skip(block).step_by(dims.blocks);
+            for (out, &scale) in out[start..start + per_page].iter_mut().zip(scales) {
+                *out = scale;
+            }
         }
     }
     load_keys(s, task.cache.k, &rows, dims, &mut scratch.k);
@@ -262,31 +268,48 @@ fn load_bytes_at<S: Simd>(s: S, bytes: &[u8]) -> S::I {
     }
 }
 
-/// Four keys by 16 channels at a time, the four bytes of a channel side by side.
+/// Four keys at a time, the four bytes of a channel side by side: 64 channels in the vectors' own order, then 16 each.
 #[inline(always)]
 fn load_values<S: Simd>(s: S, v: &[u8], rows: &[usize; ATTENTION_TILE], dims: &Dims, out: &mut [[u8; 64]]) {
     let per_group = dims.padded / 16;
+    let row = |row: usize| &v[row * dims.head_dim..(row + 1) * dims.head_dim];
     for (rows, out) in rows.as_chunks::<4>().0.iter().zip(out.chunks_exact_mut(per_group)) {
-        let row = [
-            &v[rows[0] * dims.head_dim..(rows[0] + 1) * dims.head_dim],
-            &v[rows[1] * dims.head_dim..(rows[1] + 1) * dims.head_dim],
-            &v[rows[2] * dims.head_dim..(rows[2] + 1) * dims.head_dim],
-            &v[rows[3] * dims.head_dim..(rows[3] + 1) * dims.head_dim],
-        ];
-        for (i, out) in out.iter_mut().enumerate() {
-            let mut padded = [[0; 16]; 4];
-            let mut chunks = [&[0; 16]; 4];
-            for ((row, padded), chunk) in row.iter().zip(&mut padded).zip(&mut chunks) {
-                let row = &row[16 * i..];
-                *chunk = match row.first_chunk() {
-                    Some(chunk) => chunk,
-                    None => {
-                        padded[..row.len()].copy_from_slice(row);
-                        padded
-                    }
-                };
+        let (wide, narrow) = out.as_chunks_mut::<4>();
+        let rows = [row(rows[0]), row(rows[1]), row(rows[2]), row(rows[3])];
+        for (i, out) in wide.iter_mut().enumerate() {
+            let mut padded = [[0; 64]; 4];
+            for (out, &group) in out.iter_mut().zip(&s.interleave_wide(padded_at(rows, 64 * i, &mut padded)))
+            {
+                s.store_bytes(group, out);
             }
+        }
+        for (i, out) in narrow.iter_mut().enumerate() {
+            let mut padded = [[0; 16]; 4];
+            let chunks = padded_at(rows, 64 * wide.len() + 16 * i, &mut padded);
             s.store_bytes(s.interleave(chunks), out);
+        }
+    }
+}
+
+/// `N` bytes of each row from `start` on, or what is left of them and zeros.
+#[inline(always)]
+fn padded_at<'a, const N: usize>(
+    rows: [&'a [u8]; 4],
+    start: usize,
+    padded: &'a mut [[u8; N]; 4],
+) -> [&'a [u8; N]; 4] {
+    let [a, b, c, d] = padded;
+    [at(rows[0], start, a), at(rows[1], start, b), at(rows[2], start, c), at(rows[3], start, d)]
+}
+
+#[inline(always)]
+fn at<'a, const N: usize>(row: &'a [u8], start: usize, padded: &'a mut [u8; N]) -> &'a [u8; N] {
+    let row = &row[start..];
+    match row.first_chunk() {
+        Some(chunk) => chunk,
+        None => {
+            padded[..row.len()].copy_from_slice(row);
+            padded
         }
     }
 }
@@ -468,8 +491,14 @@ fn channels<S: Simd, const C: usize>(
             low_sums[c] = s.dot_u8(low_sums[c], low, v);
         }
     }
+    let mut sums = [zero; C];
     for c in 0..C {
-        let sum = s.add_i32(s.shl::<8>(high_sums[c]), low_sums[c]);
+        sums[c] = s.add_i32(s.shl::<8>(high_sums[c]), low_sums[c]);
+    }
+    if let Some(wide) = sums.first_chunk_mut() {
+        *wide = s.in_order(*wide);
+    }
+    for (c, sum) in sums.into_iter().enumerate() {
         store_at(s, s.mul(s.to_f32(sum), scale), out, c);
     }
 }

@@ -210,6 +210,39 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [Self::I; 16]) -> [Self::I; 16] {
+        let r = rows;
+        vector!({
+            // Quads of four rows, column 4l + c of each in lane l of vector c, then the lanes of four quads gathered.
+            let mut quads = [[r[0]; 4]; 4];
+            for (q, quad) in quads.iter_mut().enumerate() {
+                let (a, b) = (
+                    _mm512_unpacklo_epi32(r[4 * q], r[4 * q + 1]),
+                    _mm512_unpackhi_epi32(r[4 * q], r[4 * q + 1]),
+                );
+                let (c, d) = (
+                    _mm512_unpacklo_epi32(r[4 * q + 2], r[4 * q + 3]),
+                    _mm512_unpackhi_epi32(r[4 * q + 2], r[4 * q + 3]),
+                );
+                *quad = [
+                    _mm512_unpacklo_epi64(a, c),
+                    _mm512_unpackhi_epi64(a, c),
+                    _mm512_unpacklo_epi64(b, d),
+                    _mm512_unpackhi_epi64(b, d),
+                ];
+            }
+            let mut columns = r;
+            for c in 0..4 {
+                let lanes = lanes_transposed([quads[0][c], quads[1][c], quads[2][c], quads[3][c]]);
+                for (l, lane) in lanes.into_iter().enumerate() {
+                    columns[4 * l + c] = lane;
+                }
+            }
+            columns
+        })
+    }
+
+    #[inline(always)]
     fn interleave(self, rows: [&[u8; 16]; 4]) -> Self::I {
         vector!({
             let a = _mm_loadu_si128(rows[0].as_ptr().cast());
@@ -222,5 +255,72 @@ impl Simd for Avx512 {
             let high = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         })
+    }
+
+    #[inline(always)]
+    fn interleave_wide(self, rows: [&[u8; 64]; 4]) -> [Self::I; 4] {
+        vector!({
+            let a = _mm512_loadu_si512(rows[0].as_ptr().cast());
+            let b = _mm512_loadu_si512(rows[1].as_ptr().cast());
+            let c = _mm512_loadu_si512(rows[2].as_ptr().cast());
+            let d = _mm512_loadu_si512(rows[3].as_ptr().cast());
+            let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
+            let (low0, low1) = (_mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd));
+            let (ab, cd) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
+            [low0, low1, _mm512_unpacklo_epi16(ab, cd), _mm512_unpackhi_epi16(ab, cd)]
+        })
+    }
+
+    #[inline(always)]
+    fn in_order(self, wide: [Self::I; 4]) -> [Self::I; 4] {
+        vector!(lanes_transposed(wide))
+    }
+
+    #[inline(always)]
+    fn tree(self, x: Self::F) -> f32 {
+        vector!({
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        })
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        vector!({
+            if _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x) == 0 { _mm512_reduce_max_ps(x) } else { f32::NAN }
+        })
+    }
+
+    #[inline(always)]
+    fn sum_i32(self, x: Self::I) -> i32 {
+        vector!(_mm512_reduce_add_epi32(x))
+    }
+
+    #[inline(always)]
+    fn max_lane_i32(self, x: Self::I) -> i32 {
+        vector!(_mm512_reduce_max_epi32(x))
+    }
+}
+
+/// The 4 by 4 matrix of 128-bit lanes, transposed.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
+#[inline(always)]
+unsafe fn lanes_transposed(x: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: the caller has seen to it that the CPU has the instructions.
+    unsafe {
+        let low01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(x[0], x[1]);
+        let high01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(x[0], x[1]);
+        let low23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(x[2], x[3]);
+        let high23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(x[2], x[3]);
+        [
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(low01, low23),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(low01, low23),
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(high01, high23),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(high01, high23),
+        ]
     }
 }

@@ -107,6 +107,23 @@ pub(super) trait Simd: Copy {
         self.load_bytes(&bytes)
     }
 
+    /// [`Self::interleave`] of 64 bytes a row, in an order of lanes of its own choice.
+    #[inline(always)]
+    fn interleave_wide(self, rows: [&[u8; 64]; 4]) -> [Self::I; 4] {
+        let mut parts = [self.splat_i32(0); 4];
+        for (i, part) in parts.iter_mut().enumerate() {
+            let [a, b, c, d] = rows;
+            *part = self.interleave([chunk(a, i), chunk(b, i), chunk(c, i), chunk(d, i)]);
+        }
+        parts
+    }
+
+    /// Lanes in the order of [`Self::interleave_wide`], put in the order of their bytes.
+    #[inline(always)]
+    fn in_order(self, wide: [Self::I; 4]) -> [Self::I; 4] {
+        wide
+    }
+
     /// The halving tree of the contract's `sum`: lane `i` plus lane `i + 8`, then 4, 2, 1.
     #[inline(always)]
     fn tree(self, x: Self::F) -> f32 {
@@ -149,4 +166,10 @@ pub(super) trait Simd: Copy {
         self.store_i32(x, &mut lanes);
         lanes.into_iter().fold(i32::MIN, i32::max)
     }
+}
+
+/// Chunk `i` of 16 bytes.
+#[inline(always)]
+fn chunk(bytes: &[u8; 64], i: usize) -> &[u8; 16] {
+    &bytes.as_chunks::<16>().0[i]
 }
