@@ -3,7 +3,8 @@
 
 use half::{bf16, f16};
 use samebits_conformance::{Case, Group, Op};
-use samebits_tensor::{BinaryOp, CompareOp, DType, HostTensor, Shape, UnaryOp};
+use samebits_cpu::Host;
+use samebits_tensor::{BinaryOp, CompareOp, DType, HostTensor, Shape, Tensor, UnaryOp};
 
 use crate::{f32s, f64s, indices, integers, results};
 
@@ -333,4 +334,34 @@ fn iota_and_full() {
         };
         assert_eq!(found[0].bytes(), bytes.repeat(shape.elements()), "{}", case.name);
     }
+}
+
+#[test]
+fn indices_outside_are_errors_and_change_nothing() {
+    let tensor = |values: &[i32]| Tensor::of(&Host, [values.len()], values).expect("a vector");
+    let mut x = tensor(&[1, 2, 3]);
+    for bad in [-1, 3, i32::MAX, i32::MIN] {
+        let at = tensor(&[0, bad]);
+        let error = x.gather(&at).err().expect("an index outside").to_string();
+        assert_eq!(error, format!("gather: index {bad} is outside of 0..3"));
+        let error = x.scatter(&at, &tensor(&[7, 8])).expect_err("an index outside").to_string();
+        assert_eq!(error, format!("scatter: index {bad} is outside of 0..3"));
+    }
+    assert_eq!(x.to_vec::<i32>().expect("i32"), [1, 2, 3]);
+}
+
+#[test]
+fn a_scatter_into_a_shared_buffer_leaves_the_other_owner_alone() {
+    let x = Tensor::of(&Host, [2], &[1, 2]).expect("a vector");
+    let mut y = x.clone();
+    let (at, row) =
+        (Tensor::of(&Host, [1], &[0]).expect("an index"), Tensor::of(&Host, [1], &[9]).expect("a row"));
+    y.scatter(&at, &row).expect("inside");
+    assert_eq!((x.to_vec::<i32>().expect("i32"), y.to_vec::<i32>().expect("i32")), (vec![1, 2], vec![9, 2]));
+}
+
+#[test]
+fn a_mask_is_made_by_a_comparison_only() {
+    let x = Tensor::of(&Host, [1], &[1.0f32]).expect("a vector");
+    assert!(x.cast(DType::Bool).err().expect("no cast").to_string().contains("a comparison"));
 }
