@@ -1,2 +1,49 @@
-//! Developer tasks: `cargo xtask --help`.
-fn main() {}
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bless`.
+#![forbid(unsafe_code)]
+
+mod tidy;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, bail};
+
+const HELP: &str = "\
+cargo xtask tidy     check the architecture invariants that can be read off the tree
+cargo xtask bless    write the golden bits of the numerics contract anew; raise NUMERICS_VERSION first
+";
+
+fn main() -> ExitCode {
+    let task = std::env::args().nth(1);
+    let result = match task.as_deref() {
+        Some("tidy") => tidy::check(&root()),
+        Some("bless") => bless(),
+        _ => {
+            print!("{HELP}");
+            return ExitCode::from(u8::from(task.is_some()));
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bless() -> anyhow::Result<()> {
+    let status = Command::new("cargo")
+        .args(["test", "-p", "samebits-conformance", "--test", "golden"])
+        .env("SAMEBITS_BLESS", "1")
+        .current_dir(root())
+        .status()
+        .context("cargo")?;
+    if status.success() { Ok(()) } else { bail!("the golden test failed") }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
