@@ -84,7 +84,7 @@ impl Resolver {
         }
         let id = HubId::parse(model).ok_or_else(|| ResolveError::Unknown { model: model.into() })?;
         let mut failures = Vec::new();
-        match self.from_hub(&id, &mut failures) {
+        match self.search_hub(&id, &mut failures) {
             Some(path) => Ok(ModelPath { path, name: id.repository() }),
             None => Err(ResolveError::NotObtained { model: model.into(), failures: Failures(failures) }),
         }
@@ -118,7 +118,7 @@ impl Resolver {
     }
 
     /// From the hub, or from its cache where the hub cannot be asked.
-    fn from_hub(&self, id: &HubId, failures: &mut Vec<Failure>) -> Option<PathBuf> {
+    fn search_hub(&self, id: &HubId, failures: &mut Vec<Failure>) -> Option<PathBuf> {
         match self.download(id) {
             Ok(path) => return Some(path),
             Err(reason) => failures.push(Failure::new(&self.endpoint, reason)),
