@@ -74,23 +74,23 @@ impl Checkpoint {
         open_gguf(&only_gguf(path)?)
     }
 
-    /// Formats of the weights, the largest share of the bytes first.
+    /// Formats of the weights, the largest share of the bytes first. Reads no weight.
     ///
     /// # Errors
-    /// As [`WeightSource::get`].
+    /// As [`WeightSource::layout`].
     pub fn formats(&self) -> Result<Vec<FormatShare>, WeightError> {
         let mut shares: Vec<FormatShare> = Vec::new();
         for name in self.weights.names() {
-            let weight = self.weights.get(&name)?;
-            let parameters: usize = weight.shape.iter().product();
-            let (parameters, bytes) = (parameters as u64, weight.bytes.len() as u64);
-            match shares.iter_mut().find(|share| share.format == weight.format) {
+            let (format, shape) = self.weights.layout(&name)?;
+            let parameters = shape.iter().map(|&extent| extent as u64).product();
+            let bytes = parameters / format.block_len() as u64 * format.block_bytes() as u64;
+            match shares.iter_mut().find(|share| share.format == format) {
                 Some(share) => {
                     share.tensors += 1;
                     share.parameters += parameters;
                     share.bytes += bytes;
                 }
-                None => shares.push(FormatShare { format: weight.format, tensors: 1, parameters, bytes }),
+                None => shares.push(FormatShare { format, tensors: 1, parameters, bytes }),
             }
         }
         shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));

@@ -90,6 +90,18 @@ impl SafetensorsWeights {
         Ok(())
     }
 
+    fn weight(&self, name: &str) -> Result<&HostWeight, WeightError> {
+        match self.by_name.get(name) {
+            Some(&i) => Ok(&self.weights[i]),
+            None => Err(WeightError::Missing { name: name.into(), origin: self.origin.clone() }),
+        }
+    }
+
+    /// Whether the file holds this weight less the one that Gemma adds to its norms.
+    fn is_less_one(&self, name: &str) -> bool {
+        self.adds_one_to_norms && name.ends_with("norm.weight")
+    }
+
     fn plus_one(&self, weight: &HostWeight) -> Result<HostWeight, WeightError> {
         let invalid =
             |detail| WeightError::Invalid { name: weight.name.clone(), origin: self.origin.clone(), detail };
@@ -101,14 +113,14 @@ impl SafetensorsWeights {
 
 impl WeightSource for SafetensorsWeights {
     fn get(&self, name: &str) -> Result<HostWeight, WeightError> {
-        let Some(&i) = self.by_name.get(name) else {
-            return Err(WeightError::Missing { name: name.into(), origin: self.origin.clone() });
-        };
-        let weight = &self.weights[i];
-        if self.adds_one_to_norms && name.ends_with("norm.weight") {
-            return self.plus_one(weight);
-        }
-        Ok(weight.clone())
+        let weight = self.weight(name)?;
+        if self.is_less_one(name) { self.plus_one(weight) } else { Ok(weight.clone()) }
+    }
+
+    fn layout(&self, name: &str) -> Result<(Format, Vec<usize>), WeightError> {
+        let weight = self.weight(name)?;
+        let format = if self.is_less_one(name) { Format::F32 } else { weight.format };
+        Ok((format, weight.shape.clone()))
     }
 
     fn contains(&self, name: &str) -> bool {

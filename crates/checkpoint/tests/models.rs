@@ -39,6 +39,8 @@ fn both_kinds_of_file_hold_the_same_weights_under_the_same_names() {
             let right = gguf.weights.get_shaped(name, &left.shape).unwrap();
             assert_eq!(left.to_f32().unwrap(), right.to_f32().unwrap(), "{name}");
             check_finite(&right).unwrap();
+            assert_eq!(gguf.weights.layout(name), Ok((right.format, right.shape)));
+            assert_eq!(directory.weights.layout(name), Ok((left.format, left.shape)));
         }
     }
 }
@@ -79,7 +81,8 @@ fn what_a_directory_states_arrives() {
     let mistral = open("mistral").config;
     assert_eq!(mistral.window(1), Some(40));
     let llama3 = open("llama3");
-    let RopeScaling::Llama3 { factor, original_max_position_embeddings, .. } = llama3.config.rope_scaling else {
+    let RopeScaling::Llama3 { factor, original_max_position_embeddings, .. } = llama3.config.rope_scaling
+    else {
         panic!("{:?}", llama3.config.rope_scaling)
     };
     assert_eq!((factor, original_max_position_embeddings), (8.0, 64));

@@ -29,6 +29,14 @@ pub trait WeightSource: Send + Sync {
     /// The file or directory, for errors.
     fn origin(&self) -> String;
 
+    /// Format and shape of the weight called `name`, without reading it.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    fn layout(&self, name: &str) -> Result<(Format, Vec<usize>), WeightError> {
+        self.get(name).map(|weight| (weight.format, weight.shape))
+    }
+
     /// The weight called `name`, which must have shape `shape`, outermost extent first.
     ///
     /// # Errors

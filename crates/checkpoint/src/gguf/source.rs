@@ -1,7 +1,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use samebits_nn::{Architecture, Config, ConfigError, WeightError, WeightSource};
-use samebits_tensor::{Bytes, HostWeight};
+use samebits_tensor::{Bytes, Format, HostWeight};
 
 use super::{Gguf, GgufTensor};
 use crate::names::hf_name_of_gguf;
@@ -37,6 +37,13 @@ impl GgufWeights {
             by_name.insert(name, i);
         }
         Ok(GgufWeights { gguf, origin: origin.into(), config: config.clone(), by_name })
+    }
+
+    fn tensor(&self, name: &str) -> Result<&GgufTensor, WeightError> {
+        match self.by_name.get(name) {
+            Some(&i) => Ok(&self.gguf.tensors()[i]),
+            None => Err(WeightError::Missing { name: name.into(), origin: self.origin.clone() }),
+        }
     }
 
     /// Heads whose rows llama.cpp's converter interleaved, so that its rotary embedding finds a pair side by side.
@@ -81,14 +88,15 @@ impl GgufWeights {
 
 impl WeightSource for GgufWeights {
     fn get(&self, name: &str) -> Result<HostWeight, WeightError> {
-        let Some(&i) = self.by_name.get(name) else {
-            return Err(WeightError::Missing { name: name.into(), origin: self.origin.clone() });
-        };
-        let tensor = &self.gguf.tensors()[i];
+        let tensor = self.tensor(name)?;
         match self.interleaved_heads(name) {
             Some(heads) => self.deinterleave(name, heads, tensor),
             None => Ok(host_weight(name, tensor, tensor.bytes.clone())),
         }
+    }
+
+    fn layout(&self, name: &str) -> Result<(Format, Vec<usize>), WeightError> {
+        self.tensor(name).map(|tensor| (tensor.format, tensor.shape.clone()))
     }
 
     fn contains(&self, name: &str) -> bool {
