@@ -24,5 +24,8 @@ fn smollm2_chats() {
     let ids = template.encode(&input, &tokenizer).unwrap();
     assert_eq!(ids.iter().filter(|&&id| tokenizer.is_special(id)).count(), 5);
     assert_eq!(tokenizer.decode(&ids, false), text);
-    assert_eq!(tokenizer.encode(&text, false, true).unwrap().iter().filter(|&&id| tokenizer.is_special(id)).count(), 7);
+    assert_eq!(
+        tokenizer.encode(&text, false, true).unwrap().iter().filter(|&&id| tokenizer.is_special(id)).count(),
+        7
+    );
 }

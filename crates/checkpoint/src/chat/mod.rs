@@ -21,7 +21,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use parts::ContentForm;
 
 /// More steps than any sensible chat takes; a template in an endless loop stops here.
-const FUEL: u64 = 100_000_000;
+const FUEL: u64 = 10_000_000;
 
 /// The templates of a model, compiled.
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 
 use tokenizers::AddedToken;
 
-use super::bpe::Merge;
 use super::charsmap::Charsmap;
 use super::model::{Fallback, Model, Pairs};
 use super::normalize::{Normalizer, SPACE};
@@ -202,15 +201,13 @@ impl Builder {
         let whole_words = self.pre.is_some_and(|pre| pre.ignore_merges);
         Ok(match self.family {
             Family::ByteLevel => Model::ByteLevel {
-                pairs: pairs(vocab, &self.file.merges)?,
+                pairs: self.pairs(vocab)?,
                 singles: vocab.single_bytes(),
                 words: whole_words.then(|| vocab.words()),
             },
-            Family::Characters => Model::Characters {
-                pairs: pairs(vocab, &self.file.merges)?,
-                whole_words,
-                fallback: self.fallback(vocab),
-            },
+            Family::Characters => {
+                Model::Characters { pairs: self.pairs(vocab)?, whole_words, fallback: self.fallback(vocab) }
+            }
             Family::Scored => Model::Scored {
                 ranks: ranks(&self.scores(vocab)?),
                 longest: (0..vocab.len() as u32)
@@ -226,6 +223,10 @@ impl Builder {
                 Model::Unigram { unigram: Unigram::new(vocab, scores), fallback: self.fallback(vocab) }
             }
         })
+    }
+
+    fn pairs(&self, vocab: &Vocab) -> Result<Pairs, TokenizerError> {
+        Pairs::build(vocab, MERGES, self.file.merges.iter().map(|merge| halves(merge)))
     }
 
     fn scores(&mut self, vocab: &Vocab) -> Result<Vec<f32>, TokenizerError> {
@@ -316,26 +317,13 @@ fn ranks(scores: &[f32]) -> Vec<u32> {
     ranks
 }
 
-fn pairs(vocab: &Vocab, merges: &[String]) -> Result<Pairs, TokenizerError> {
-    let mut pairs = Pairs::with_capacity(merges.len());
-    let mut whole = String::new();
-    for (rank, merge) in merges.iter().enumerate() {
-        let error = |what: String| TokenizerError::field(MERGES, format!("merge {rank}, {merge:?}, {what}"));
-        // A token may itself be a space, so the separator is the first one after the first character.
-        let first = merge.chars().next().map_or(0, char::len_utf8);
-        let space = merge.bytes().skip(first).position(|byte| byte == b' ').map(|at| at + first);
-        let (left, right) = space
-            .map(|at| (&merge[..at], &merge[at + 1..]))
-            .ok_or_else(|| error("is not two tokens with a space between".to_owned()))?;
-        whole.clear();
-        whole.push_str(left);
-        whole.push_str(right);
-        let id = |text: &str| {
-            vocab
-                .mergeable(text)
-                .ok_or_else(|| error(format!("names {text:?}, which is not an ordinary token")))
-        };
-        pairs.add(id(left)?, id(right)?, Merge { rank: rank as u32, id: id(&whole)? });
+/// The two tokens of a merge. A token may itself be a space, so the separator is the first one after the first character.
+fn halves(merge: &str) -> Result<(&str, &str), TokenizerError> {
+    let first = merge.chars().next().map_or(0, char::len_utf8);
+    match merge[first..].find(' ') {
+        Some(at) => Ok((&merge[..first + at], &merge[first + at + 1..])),
+        None => {
+            Err(TokenizerError::field(MERGES, format!("{merge:?} is not two tokens with a space between")))
+        }
     }
-    Ok(pairs)
 }

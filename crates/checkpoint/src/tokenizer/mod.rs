@@ -13,31 +13,30 @@ mod bpe;
 mod charsmap;
 mod error;
 mod gguf;
+mod json;
+mod json_model;
 mod model;
 mod normalize;
+mod prepare;
 mod segment;
 mod split;
 mod unigram;
 mod vocab;
 
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, OffsetReferential, OffsetType, PostProcessorWrapper,
-    PreTokenizerWrapper, Token, TokenizerImpl,
+    AddedToken, DecoderWrapper, OffsetReferential, OffsetType, PostProcessorWrapper, PreTokenizerWrapper,
+    Token, TokenizerImpl,
 };
 
+use prepare::Prepare;
 use segment::SharedSegments;
 use vocab::Vocab;
 
 pub use error::TokenizerError;
 pub use gguf::GgufVocab;
 
-type Pipeline = TokenizerImpl<
-    SharedSegments,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
+type Pipeline =
+    TokenizerImpl<SharedSegments, Prepare, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// A vocabulary with its rules.
 #[derive(Debug)]
@@ -79,8 +78,7 @@ impl Tokenizer {
             return self.encode(text, false, true);
         }
         let mut ids = Vec::new();
-        let parts =
-            self.trusting.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
+        let parts = self.trusting.get_added_vocabulary().extract_and_normalize(None::<&Prepare>, text);
         for (part, _, token) in parts.get_splits(OffsetReferential::Original, OffsetType::Byte) {
             match token {
                 Some(token) => ids.extend(token.iter().map(|token| token.id)),
@@ -111,7 +109,7 @@ impl Tokenizer {
         let added = self.trusting.get_added_vocabulary();
         let mut text = text.to_owned();
         loop {
-            let parts = added.extract_and_normalize(None::<&NormalizerWrapper>, &text);
+            let parts = added.extract_and_normalize(None::<&Prepare>, &text);
             let parts = parts.get_splits(OffsetReferential::Original, OffsetType::Byte);
             let is_special = |id: u32| self.vocab().is_special(id);
             let special = |tokens: &[Token]| tokens.iter().any(|token| is_special(token.id));

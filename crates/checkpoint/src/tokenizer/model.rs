@@ -72,13 +72,28 @@ impl Model {
 }
 
 impl Pairs {
-    pub(super) fn with_capacity(merges: usize) -> Self {
-        Self(HashMap::with_capacity(merges))
-    }
-
-    /// Adds a merge unless the pair has one already.
-    pub(super) fn add(&mut self, left: u32, right: u32, merge: Merge) {
-        self.0.entry((left, right)).or_insert(merge);
+    /// The merges in order of rank; the first of a pair counts. An error gives the merge's rank.
+    pub(super) fn build<'a, I>(vocab: &Vocab, field: &'static str, merges: I) -> Result<Self, TokenizerError>
+    where
+        I: Iterator<Item = Result<(&'a str, &'a str), TokenizerError>>,
+    {
+        let mut pairs = HashMap::with_capacity(merges.size_hint().0);
+        let mut whole = String::new();
+        for (rank, merge) in merges.enumerate() {
+            let (left, right) = merge?;
+            let id = |text: &str| {
+                vocab.mergeable(text).ok_or_else(|| {
+                    let problem = format!("merge {rank} names {text:?}, which is not an ordinary token");
+                    TokenizerError::field(field, problem)
+                })
+            };
+            whole.clear();
+            whole.push_str(left);
+            whole.push_str(right);
+            let merge = Merge { rank: rank as u32, id: id(&whole)? };
+            pairs.entry((id(left)?, id(right)?)).or_insert(merge);
+        }
+        Ok(Self(pairs))
     }
 
     fn merge(&self, left: Symbol, right: Symbol) -> Option<Merge> {
@@ -142,18 +157,20 @@ impl Scored<'_> {
         if self.has_unused { self.without_unused(symbols, &halves.into_inner()) } else { symbols }
     }
 
-    /// Cuts unused tokens back into the halves they were last seen to consist of, as SentencePiece does.
+    /// Cuts unused tokens back into the halves they were last seen to consist of, as SentencePiece does; an
+    /// unused character has no token.
     fn without_unused(&self, symbols: Vec<Symbol>, halves: &HashMap<u32, (Symbol, Symbol)>) -> Vec<Symbol> {
         let mut out = Vec::with_capacity(symbols.len());
         let mut stack: Vec<Symbol> = symbols.into_iter().rev().collect();
         while let Some(symbol) = stack.pop() {
             let unused = symbol.token().is_some_and(|id| self.vocab.kind(id) == Kind::Unused);
-            match halves.get(&symbol.id).filter(|_| unused) {
-                Some(&(left, right)) => {
+            match halves.get(&symbol.id) {
+                Some(&(left, right)) if unused => {
                     stack.push(Symbol { start: symbol.start + left.len, ..right });
                     stack.push(Symbol { start: symbol.start, ..left });
                 }
-                None => out.push(symbol),
+                None if unused => out.push(Symbol { id: NO_TOKEN, ..symbol }),
+                _ => out.push(symbol),
             }
         }
         out

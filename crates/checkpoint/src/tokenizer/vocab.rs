@@ -101,6 +101,14 @@ impl Vocab {
         Ok(Self { texts, kinds, bytes, ends, by_text, hasher })
     }
 
+    /// Refuses an absurd number of tokens.
+    pub(super) fn check_len(tokens: usize, field: &'static str) -> Result<(), TokenizerError> {
+        if (1..=TOKENS_MAX).contains(&tokens) {
+            return Ok(());
+        }
+        Err(TokenizerError::field(field, format!("{tokens} tokens; expected between 1 and {TOKENS_MAX}")))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.texts.len()
     }
@@ -181,10 +189,7 @@ impl Words {
 }
 
 fn check_sizes(texts: &[String], kinds: &[Kind], field: &'static str) -> Result<(), TokenizerError> {
-    if texts.is_empty() || texts.len() > TOKENS_MAX {
-        let problem = format!("{} tokens; expected between 1 and {TOKENS_MAX}", texts.len());
-        return Err(TokenizerError::field(field, problem));
-    }
+    Vocab::check_len(texts.len(), field)?;
     if let Some(id) = texts.iter().position(|text| text.len() > TOKEN_BYTES_MAX) {
         let problem = format!("token {id} has {} bytes; expected at most {TOKEN_BYTES_MAX}", texts[id].len());
         return Err(TokenizerError::field(field, problem));

@@ -23,9 +23,7 @@ pub(crate) fn vocab(json: &Value) -> GgufVocab {
         add_eos: json["add_eos"].as_bool(),
         add_space_prefix: json["add_space_prefix"].as_bool(),
         remove_extra_whitespaces: json["remove_extra_whitespaces"].as_bool(),
-        precompiled_charsmap: json["precompiled_charsmap"]
-            .as_array()
-            .map(|list| list.iter().map(|byte| byte.as_u64().unwrap() as u8).collect()),
+        precompiled_charsmap: json["precompiled_charsmap"].as_str().map(base64),
     }
 }
 
@@ -35,4 +33,18 @@ fn strings(list: &Value) -> Vec<String> {
 
 fn numbers(list: &Value) -> impl Iterator<Item = i64> + '_ {
     list.as_array().into_iter().flatten().map(|n| n.as_i64().unwrap())
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bits, mut held, mut bytes) = (0usize, 0, Vec::new());
+    for digit in text.trim_end_matches('=').chars().map(|c| digits.find(c).expect("base64")) {
+        bits = bits << 6 | digit;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+        }
+    }
+    bytes
 }
