@@ -16,6 +16,9 @@ use crate::{
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
 
+/// Activations to quantise that are worth a task of their own.
+const TASK_VALUES: usize = 1 << 14;
+
 /// Rows of an embedding in a task.
 const ROWS: usize = 16;
 
@@ -28,7 +31,10 @@ enum Input {
 impl Input {
     fn of(cpu: &Cpu, x: &[f32], m: usize, k: usize, format: Format) -> Self {
         if format.is_quantized() {
-            Input::Blocks(Activations::quantize(cpu.isa(), x, m, k, format))
+            let mut input = Activations::zeros(cpu.isa(), m, k, format);
+            let pieces = input.pieces(x, (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count())));
+            cpu.threads().each(pieces.collect(), |piece| piece.quantize(cpu.isa()));
+            Input::Blocks(input)
         } else {
             Input::Floats(format, Floats::round(cpu.isa(), x, m, k, format))
         }

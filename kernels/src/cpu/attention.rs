@@ -224,10 +224,9 @@ fn load_tile<S: Simd>(
         let start = page * per_page;
         scratch.v_scale[start..start + per_page].copy_from_slice(&task.cache.v_scale[row..row + per_page]);
         let scales = &task.cache.k_scale[row * dims.blocks..(row + per_page) * dims.blocks];
-        for (block, out) in scratch.k_scale.chunks_exact_mut(ATTENTION_TILE).enumerate() {
-            let scales = scales.iter().skip(block).step_by(dims.blocks);
-            for (out, &scale) in out[start..start + per_page].iter_mut().zip(scales) {
-                *out = scale;
+        for (j, scales) in scales.chunks_exact(dims.blocks).enumerate() {
+            for (block, &scale) in scales.iter().enumerate() {
+                scratch.k_scale[block * ATTENTION_TILE + start + j] = scale;
             }
         }
     }

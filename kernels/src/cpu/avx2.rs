@@ -112,7 +112,7 @@ impl Simd for Avx2 {
             _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())),
             _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast())),
         ]);
-        self.from_bits(self.shl::<16>(words))
+        self.of_bits(self.shl::<16>(words))
     }
 
     #[inline(always)]
@@ -206,7 +206,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn lt_i32(self, a: Self::I, b: Self::I) -> Self::M {
         let mask: Self::I = halves!(_mm256_cmpgt_epi32(b, a));
-        self.from_bits(mask)
+        self.of_bits(mask)
     }
     #[inline(always)]
     fn and_mask(self, a: Self::M, b: Self::M) -> Self::M {
@@ -232,7 +232,7 @@ impl Simd for Avx2 {
         halves!(_mm256_castps_si256(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn of_bits(self, x: Self::I) -> Self::F {
         halves!(_mm256_castsi256_ps(x))
     }
 

@@ -189,7 +189,7 @@ impl Simd for Avx512 {
         vector!(_mm512_castps_si512(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn of_bits(self, x: Self::I) -> Self::F {
         vector!(_mm512_castsi512_ps(x))
     }
 

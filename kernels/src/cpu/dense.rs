@@ -97,7 +97,7 @@ impl Element for F32 {
     const BYTES: usize = 4;
     #[inline(always)]
     fn load<S: Simd>(s: S, values: &[u8]) -> S::F {
-        without_tiny(s, s.from_bits(s.load_bytes(values.first_chunk().expect("16 rows"))))
+        without_tiny(s, s.of_bits(s.load_bytes(values.first_chunk().expect("16 rows"))))
     }
 }
 

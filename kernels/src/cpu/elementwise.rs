@@ -158,7 +158,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     for &coefficient in &EXP_POLY[1..] {
         p = s.add(s.mul(p, r), s.splat(coefficient));
     }
-    let y = s.from_bits(s.add_i32(s.bits(p), s.shl::<23>(s.round_i32(n))));
+    let y = s.of_bits(s.add_i32(s.bits(p), s.shl::<23>(s.round_i32(n))));
     let y = s.select(s.lt(x, s.splat(EXP_MIN)), s.splat(0.0), y);
     s.select(s.lt(s.splat(EXP_MAX), x), s.splat(f32::INFINITY), y)
 }

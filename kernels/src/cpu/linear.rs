@@ -183,7 +183,7 @@ impl<const MIN: bool> BlockKind for Of32<MIN> {
         let side = Self::side(C::EXPONENTS);
         let weights = C::decode(s, block.units);
         let scales = if C::EXPONENTS {
-            s.from_bits(s.shl::<23>(s.load_u8(block.side.first_chunk().expect("16 exponents"))))
+            s.of_bits(s.shl::<23>(s.load_u8(block.side.first_chunk().expect("16 exponents"))))
         } else {
             f16s(s, block.side)
         };
@@ -232,8 +232,9 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
                 for (t, isum) in isum.iter_mut().enumerate() {
                     let q = &q[256 * t + 32 * u..256 * t + 32 * (u + 1)];
                     let mut dot = s.splat_i32(bias[t * Self::SUBS + sub]);
-                    for g in part * (SUB / 4)..(part + 1) * (SUB / 4) {
-                        dot = C::dot(s, dot, weights[g], four(s, q, g));
+                    let groups = part * (SUB / 4)..(part + 1) * (SUB / 4);
+                    for (&weights, g) in weights[groups.clone()].iter().zip(groups) {
+                        dot = C::dot(s, dot, weights, four(s, q, g));
                     }
                     *isum = s.add_i32(*isum, s.mul_i32(dot, sub_scale));
                 }

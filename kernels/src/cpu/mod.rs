@@ -27,4 +27,4 @@ pub use matrix::MatrixMut;
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};
-pub use quantize::{Activations, quantize_block};
+pub use quantize::{Activations, Piece, quantize_block};

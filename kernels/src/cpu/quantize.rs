@@ -60,14 +60,14 @@ pub(super) struct Tile<'a> {
 }
 
 impl Activations {
-    /// Quantises `x [m, k]` for a weight of `format` on the given instructions.
+    /// Room for the quantised activations `[m, k]` of a weight of `format`, read on the given instructions.
     ///
     /// # Panics
-    /// If `k` is not whole blocks of a quantised format, or `x` not as long.
-    pub fn quantize(isa: Isa, x: &[f32], m: usize, k: usize, format: Format) -> Self {
+    /// If `k` is not whole blocks of a quantised format.
+    pub fn zeros(isa: Isa, m: usize, k: usize, format: Format) -> Self {
         let kind = Kind::of(format);
-        assert!(k.is_multiple_of(kind.block) && x.len() == m * k, "activations [{m}, {k}] for {format}");
-        let mut out = Activations {
+        assert!(k.is_multiple_of(kind.block), "{k} columns of {format}");
+        Activations {
             kind,
             m,
             k,
@@ -76,9 +76,26 @@ impl Activations {
             scale: vec![0.0; m * k / kind.block],
             bias: vec![0; m * k / kind.sub],
             sums: vec![0; m * k / kind.sub],
-        };
-        isa.run(Quantize { x, out: &mut out });
-        out
+        }
+    }
+
+    /// Pieces of about `tokens` tokens with their rows of `x [m, k]`, to be quantised in any order.
+    ///
+    /// # Panics
+    /// If `x` is not as long, or has no columns.
+    pub fn pieces<'a>(&'a mut self, x: &'a [f32], tokens: usize) -> impl Iterator<Item = Piece<'a>> {
+        let Activations { kind, m, k, tile, .. } = *self;
+        assert_eq!(x.len(), m * k, "activations [{m}, {k}]");
+        // A piece is whole tiles, so that it is laid out as a matrix of its own.
+        let tokens = tokens.max(1).next_multiple_of(tile);
+        let (blocks, subs) = (tokens * k / kind.block, tokens * k / kind.sub);
+        let parts = x
+            .chunks(tokens * k)
+            .zip(self.q.chunks_mut(tokens * k))
+            .zip(self.scale.chunks_mut(blocks))
+            .zip(self.bias.chunks_mut(subs))
+            .zip(self.sums.chunks_mut(subs));
+        parts.map(move |((((x, q), scale), bias), sums)| Piece { kind, k, tile, x, q, scale, bias, sums })
     }
 
     /// Whether these serve a weight of `format` too.
@@ -140,29 +157,43 @@ impl Iterator for Tiles {
     }
 }
 
-struct Quantize<'a> {
+/// Some tokens of [`Activations`], and the rows that they come from.
+pub struct Piece<'a> {
+    kind: Kind,
+    k: usize,
+    tile: usize,
     x: &'a [f32],
-    out: &'a mut Activations,
+    q: &'a mut [u8],
+    scale: &'a mut [f32],
+    bias: &'a mut [i32],
+    sums: &'a mut [i16],
 }
 
-impl Kernel for Quantize<'_> {
+impl Piece<'_> {
+    /// Quantises the rows.
+    pub fn quantize(self, isa: Isa) {
+        isa.run(self);
+    }
+}
+
+impl Kernel for Piece<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Activations { kind, k, .. } = *self.out;
+        let Piece { kind, k, .. } = self;
         let (blocks, subs) = (k / kind.block, kind.block / kind.sub);
-        for (start, width) in self.out.tiles() {
+        for (start, width) in (Tiles { next: 0, end: self.x.len() / k, widest: self.tile }) {
             for token in 0..width {
                 let row = &self.x[(start + token) * k..(start + token + 1) * k];
                 for (block, x) in row.chunks_exact(kind.block).enumerate() {
                     let at = start * blocks + block * width + token;
-                    let q = &mut self.out.q[at * kind.block..(at + 1) * kind.block];
-                    self.out.scale[at] = block_of(s, x, q);
+                    let q = &mut self.q[at * kind.block..(at + 1) * kind.block];
+                    self.scale[at] = block_of(s, x, q);
                     for (sub, q) in q.chunks_exact(kind.sub).enumerate() {
                         let sum = sum_bytes(s, q);
-                        self.out.bias[at * subs + sub] = -kind.offset * sum;
-                        self.out.sums[at * subs + sub] = sum as i16;
+                        self.bias[at * subs + sub] = -kind.offset * sum;
+                        self.sums[at * subs + sub] = sum as i16;
                     }
                 }
             }

@@ -210,7 +210,7 @@ impl Simd for Scalar {
         map(x, |x| x.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn of_bits(self, x: Self::I) -> Self::F {
         map(x, |x| f32::from_bits(x as u32))
     }
 

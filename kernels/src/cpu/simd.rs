@@ -68,7 +68,7 @@ pub(super) trait Simd: Copy {
     /// The nearest integer, ties to even, of values in the range of i32; unspecified for NaN and others.
     fn round_i32(self, x: Self::F) -> Self::I;
     fn bits(self, x: Self::F) -> Self::I;
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn of_bits(self, x: Self::I) -> Self::F;
 
     /// `acc + sum of u[i] * s[i]` over the four bytes of each lane: `u` unsigned, `s` signed and not -128. Exact.
     fn dot_u8(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I;
