@@ -119,7 +119,7 @@ fn candle_and_plain_primitives() {
         let checkpoint = tiny(name);
         let expected = reference(&checkpoint);
         let what = format!("{name} on the reference");
-        check_chunks(&what, &mut runner(Host::default(), &checkpoint), &expected, 100);
+        check_chunks(&what, &mut runner(Host, &checkpoint), &expected, 100);
         let candle = Candle::exact(CandleDevice::Cpu);
         check_chunks(&format!("{name} on candle"), &mut runner(candle, &checkpoint), &expected, 100);
     }

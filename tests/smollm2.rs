@@ -29,7 +29,12 @@ fn smollm2() -> &'static Checkpoint {
 }
 
 fn config() -> RunnerConfig {
-    RunnerConfig { max_context: 256, max_tokens_per_step: 256, max_seqs_per_step: 8, ..RunnerConfig::default() }
+    RunnerConfig {
+        max_context: 256,
+        max_tokens_per_step: 256,
+        max_seqs_per_step: 8,
+        ..RunnerConfig::default()
+    }
 }
 
 fn cpu(isa: Isa, threads: usize) -> Cpu {
@@ -49,7 +54,9 @@ fn digests(runner: &mut dyn Runner, tokens: &[u32], ends: &[usize]) -> Vec<u64> 
     let table = pages(runner, tokens.len(), 1, 5);
     let starts = [0].iter().chain(ends);
     let chunks = starts.zip(ends).map(|(&start, &end)| (start, end));
-    chunks.map(|(start, end)| digest(&step(runner, &batch(&[(&table, start, &tokens[start..end])]))[0])).collect()
+    chunks
+        .map(|(start, end)| digest(&step(runner, &batch(&[(&table, start, &tokens[start..end])]))[0]))
+        .collect()
 }
 
 /// FNV-1a over the bits.
@@ -113,7 +120,7 @@ fn candle_and_plain_primitives() {
     let tokens = text();
     let mut candle = runner_with(Candle::exact(CandleDevice::Cpu), smollm2(), &config());
     assert_eq!(digests(&mut candle, &tokens, &[24]), expected()[..1], "candle");
-    let mut host = runner_with(Host::default(), smollm2(), &config());
+    let mut host = runner_with(Host, smollm2(), &config());
     assert_eq!(digests(&mut host, &tokens, &[24]), expected()[..1], "reference");
 }
 

@@ -81,7 +81,7 @@ pub fn capabilities(device: Device, options: &CpuOptions) -> Result<Capabilities
         Device::Cpu => cpu(options)?.capabilities().clone(),
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
-        Device::Reference => Host::default().capabilities().clone(),
+        Device::Reference => Host.capabilities().clone(),
     })
 }
 
@@ -107,6 +107,6 @@ pub(crate) fn open(
         Device::Cpu => load(cpu(options)?, model, on_weight),
         Device::Candle => load(Candle::exact(CandleDevice::Cpu), model, on_weight),
         Device::CandleFloat => load(Candle::float(CandleDevice::Cpu), model, on_weight),
-        Device::Reference => load(Host::default(), model, on_weight),
+        Device::Reference => load(Host, model, on_weight),
     }
 }

@@ -1,4 +1,5 @@
 use std::{
+    path::Path,
     sync::{Arc, mpsc},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -6,7 +7,7 @@ use std::{
 use samebits_checkpoint::{
     Checkpoint, TokenizerSource,
     chat::{ChatError, ChatInput, ChatTemplate},
-    tokenizer::{GgufVocab, Tokenizer, TokenizerError},
+    tokenizer::{GgufVocab, Tokenizer},
 };
 use samebits_engine::{Engine, EngineConfig, Event, Request, RequestId, Stats, TokenId, Vocabulary};
 use samebits_nn::Config;
@@ -256,13 +257,20 @@ impl Builder {
     }
 }
 
-fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, TokenizerError> {
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
     let mut tokenizer = match &checkpoint.tokenizer {
         TokenizerSource::Gguf(gguf) => Tokenizer::from_gguf(GgufVocab::from_metadata(&gguf.metadata)?)?,
-        TokenizerSource::Json { .. } => unreachable!(),
+        TokenizerSource::Json { tokenizer, config } => {
+            let config = config.as_deref().map(read).transpose()?;
+            Tokenizer::from_json(&read(tokenizer)?, config.as_deref())?
+        }
     };
     tokenizer.add_eos_ids(&checkpoint.generation.eos_token_ids)?;
     Ok(tokenizer)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, samebits_checkpoint::Error> {
+    std::fs::read(path).map_err(|source| samebits_checkpoint::Error::Io { path: path.into(), source })
 }
 
 /// The tokens of a conversation, up to the start of the assistant's turn.

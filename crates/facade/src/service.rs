@@ -29,7 +29,7 @@ struct Shared {
 }
 
 enum Command {
-    Add(Request, Sink, Sender<Result<(), AdmitError>>),
+    Add(Box<Request>, Sink, Sender<Result<(), AdmitError>>),
     Cancel(RequestId),
     Stats(Sender<Stats>),
     Stop,
@@ -72,7 +72,7 @@ impl Service {
     pub fn submit(&self, request: Request, sink: Sink) -> Result<RequestId, ServiceError> {
         let id = request.id;
         let (reply, answer) = mpsc::channel();
-        self.send(Command::Add(request, sink, reply))?;
+        self.send(Command::Add(Box::new(request), sink, reply))?;
         answer.recv().map_err(|_| ServiceError::Stopped)??;
         Ok(id)
     }
@@ -153,7 +153,7 @@ impl Worker {
         match command {
             Command::Add(request, sink, reply) => {
                 let id = request.id;
-                let answer = self.engine.add(request);
+                let answer = self.engine.add(*request);
                 if answer.is_ok() {
                     self.sinks.insert(id, sink);
                 }

@@ -103,7 +103,12 @@ impl MemoryPlan {
         let max_context = runner.max_context.min(config.max_position_embeddings);
         check("max_context", max_context, max_context > 1, "at least 2")?;
         let page_size = runner.page_size;
-        check("page_size", page_size, page_size > 0 && 128 % page_size == 0, "a power of two up to 128")?;
+        check(
+            "page_size",
+            page_size,
+            page_size > 0 && 128usize.is_multiple_of(page_size),
+            "a power of two up to 128",
+        )?;
         check(
             "max_tokens_per_step",
             runner.max_tokens_per_step,

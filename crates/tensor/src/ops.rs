@@ -85,7 +85,7 @@ impl<B: Backend> KvCache<B> {
     /// If the page size does not divide an attention tile, or an extent is zero or too large for i32 rows.
     pub fn new(backend: &B, shape: KvShape) -> Result<Self> {
         let KvShape { pages, page_size, kv_heads, head_dim } = shape;
-        let divides = page_size > 0 && ATTENTION_TILE % page_size == 0;
+        let divides = page_size > 0 && ATTENTION_TILE.is_multiple_of(page_size);
         check(divides, "kv_cache", || format!("page size {page_size} does not divide {ATTENTION_TILE}"))?;
         let rows = pages.checked_mul(kv_heads).and_then(|n| n.checked_mul(page_size));
         let fits = head_dim > 0 && rows.is_some_and(|rows| (1..=i32::MAX as usize).contains(&rows));
@@ -205,7 +205,7 @@ impl<B: Backend> Tensor<B> {
         let fits = self.shape().rank() == 3
             && batch.positions.dims() == [self.dims()[0]]
             && batch.sequences.dims() == [self.dims()[0]]
-            && self.dims()[1] % cache.shape.kv_heads == 0
+            && self.dims()[1].is_multiple_of(cache.shape.kv_heads)
             && self.dims()[2] == cache.shape.head_dim
             && tables.len() == 2
             && batch.max_context <= tables[1] * cache.shape.page_size;

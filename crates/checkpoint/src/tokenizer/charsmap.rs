@@ -21,7 +21,7 @@ impl Charsmap {
         let error = |problem: &str| TokenizerError::field(FIELD, problem);
         let (size, rest) = blob.split_first_chunk::<4>().ok_or_else(|| error("shorter than its header"))?;
         let size = u32::from_le_bytes(*size) as usize;
-        if size % 4 != 0 || size == 0 || size > rest.len() {
+        if size == 0 || !size.is_multiple_of(4) || size > rest.len() {
             return Err(error(&format!("a trie of {size} bytes in a value of {} bytes", blob.len())));
         }
         let (trie, replacements) = rest.split_at(size);

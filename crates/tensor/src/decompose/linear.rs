@@ -29,7 +29,10 @@ pub fn embedding<B: Backend>(ids: &Tensor<B>, weight: &PlainWeight<B>) -> Result
     let float = |x: &Tensor<B>| x.gather(ids)?.cast(DType::F32);
     let spread = |x: &Tensor<B>| {
         let &[t, blocks] = x.dims() else { unreachable!("a matrix") };
-        if blocks == 0 { x.reshape([t, 0]) } else { x.repeat(2, cols / blocks)?.reshape([t, cols]) }
+        match cols.checked_div(blocks) {
+            Some(len) => x.repeat(2, len)?.reshape([t, cols]),
+            None => x.reshape([t, 0]),
+        }
     };
     match weight {
         PlainWeight::Dense(weight) => float(weight),
