@@ -85,6 +85,15 @@ struct State {
     sum: f32,
 }
 
+impl State {
+    /// The maximum with a tile's, and what the sums so far and the tile's are multiplied by.
+    #[inline(always)]
+    fn factors(self, tile_max: f32) -> (f32, f32, f32) {
+        let max = if self.max > tile_max || self.max.is_nan() { self.max } else { tile_max };
+        (max, exp(self.max - max), exp(tile_max - max))
+    }
+}
+
 /// Attention of a task into `out [tokens, group * head_dim]`.
 ///
 /// # Panics
@@ -340,19 +349,18 @@ impl Attend<'_, '_> {
         let visible = visible(s, start, seen);
         let mut scores = self.scores(s, dims, head);
         let masked = s.splat(MASKED);
-        let mut largest = masked;
         for (score, &visible) in scores.iter_mut().zip(&visible) {
             *score = s.mul(*score, s.splat(self.task.params.scale));
             if let Some(cap) = self.task.params.soft_cap {
                 *score = capped(s, *score, cap);
             }
             *score = s.select(visible, *score, masked);
-            largest = s.max(largest, *score);
         }
-        let max = s.max_lane(largest);
+        let max = largest(s, scores);
         if max == MASKED {
             return;
         }
+        let (max_so_far, old, new) = self.scratch.states[head].factors(max);
         let zero = s.splat(0.0);
         let (mut p, mut weights) = ([zero; KEYS], [zero; KEYS]);
         for j in 0..KEYS {
@@ -362,7 +370,9 @@ impl Attend<'_, '_> {
             weights[j] = s.select(visible[j], weight, zero);
         }
         self.weigh_values(s, dims, weights);
-        self.merge(s, dims, head, State { max, sum: tree(s, p) });
+        let state = &mut self.scratch.states[head];
+        *state = State { max: max_so_far, sum: state.sum * old + tree(s, p) * new };
+        self.merge(s, dims, head, old, new);
     }
 
     /// Over channel blocks in order, `s + (d_q * d_k) * isum`.
@@ -393,11 +403,7 @@ impl Attend<'_, '_> {
     /// The tile's output: weights as 16-bit integers of the largest, in two slices of eight bits.
     #[inline(always)]
     fn weigh_values<S: Simd>(&mut self, s: S, dims: &Dims, weights: [S::F; KEYS]) {
-        let mut largest = weights[0];
-        for &weight in &weights[1..] {
-            largest = s.max(largest, weight);
-        }
-        let largest = s.max_lane(largest);
+        let largest = largest(s, weights);
         let scale = largest * W16_MAX_RECIPROCAL;
         let tiny = scale < TINY;
         let inverse = s.splat(if tiny { 0.0 } else { W16_MAX / largest });
@@ -423,13 +429,9 @@ impl Attend<'_, '_> {
         }
     }
 
-    /// Merges a tile's output into the state of `head`.
+    /// `O * old + o * new`, with `o` the tile's output.
     #[inline(always)]
-    fn merge<S: Simd>(&mut self, s: S, dims: &Dims, head: usize, tile: State) {
-        let state = &mut self.scratch.states[head];
-        let max = if state.max > tile.max || state.max.is_nan() { state.max } else { tile.max };
-        let (old, new) = (exp(state.max - max), exp(tile.max - max));
-        *state = State { max, sum: state.sum * old + tile.sum * new };
+    fn merge<S: Simd>(&mut self, s: S, dims: &Dims, head: usize, old: f32, new: f32) {
         let (old, new) = (s.splat(old), s.splat(new));
         let out = &mut self.scratch.outs[head * dims.padded..(head + 1) * dims.padded];
         for i in 0..vectors(dims.padded) {
@@ -453,6 +455,17 @@ impl Attend<'_, '_> {
             }
         }
     }
+}
+
+/// The largest of a tile's values; NaN if any is.
+#[inline(always)]
+fn largest<S: Simd>(s: S, mut x: [S::F; KEYS]) -> f32 {
+    for width in [4, 2, 1] {
+        for i in 0..width {
+            x[i] = s.max(x[i], x[i + width]);
+        }
+    }
+    s.max_lane(x[0])
 }
 
 /// Which keys of the tile at `start` are seen.
