@@ -27,7 +27,8 @@ fn runner() -> ModelRunner<Cpu> {
         ..RunnerConfig::default()
     };
     let plan = MemoryPlan::new(config, weights, &serving, None).expect("a plan");
-    ModelRunner::load(Cpu::new().expect("a CPU"), config, weights, &serving, &plan, &|_| {}).expect("a runner")
+    ModelRunner::load(Cpu::new().expect("a CPU"), config, weights, &serving, &plan, &|_| {})
+        .expect("a runner")
 }
 
 /// `sequences` sequences, each computing `tokens` tokens after `past` tokens.
@@ -65,7 +66,8 @@ fn steps(criterion: &mut Criterion) {
     for sequences in [1, 4, 16, 32] {
         let batch = batch(&runner, sequences, 256, 1);
         group.throughput(Throughput::Elements(sequences as u64));
-        group.bench_function(BenchmarkId::from_parameter(sequences), |b| b.iter(|| step(&mut runner, &batch)));
+        group
+            .bench_function(BenchmarkId::from_parameter(sequences), |b| b.iter(|| step(&mut runner, &batch)));
     }
     group.finish();
 }
