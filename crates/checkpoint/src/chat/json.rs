@@ -144,6 +144,12 @@ impl Writer {
     }
 }
 
+/// A float as Python prints it; nothing for other values.
+pub(super) fn float_text(value: &Value) -> Option<String> {
+    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+    if is_float { f64::try_from(value.clone()).ok().map(float) } else { None }
+}
+
 /// Python's `repr` of a float: the shortest digits, scientific below 1e-4 and from 1e16.
 fn float(x: f64) -> String {
     if !x.is_finite() {

@@ -12,8 +12,8 @@ mod json;
 mod parts;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja::value::{Serde, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Map, Value as Json};
 
@@ -229,11 +229,23 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", json::tojson);
+    environment.add_filter("string", |value: &Value| json::float_text(value).unwrap_or_else(|| value.to_string()));
+    environment.set_formatter(|out, state, value| match json::float_text(value) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => escape_formatter(out, state, value),
+    });
+    environment.add_test("iterable", |value: &Value| is_jinja_sequence(value) || value.try_iter().is_ok() && !value.is_none());
+    environment.add_test("sequence", is_jinja_sequence);
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let error = Error::new(ErrorKind::InvalidOperation, "raise_exception was called");
         Err(error.with_source(Raised(message.to_string())))
     });
     environment
+}
+
+/// What Python can index and take the length of, which Jinja's undefined is too.
+fn is_jinja_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
 
 /// What a template passed to `raise_exception`.
