@@ -44,7 +44,9 @@ fn published_templates_render_as_jinja_renders_them() {
     let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     // Where Jinja will not loop over none, minijinja loops over nothing; and `|safe` escapes nothing here.
     let mut wrong = compare(&fixture);
-    wrong.retain(|line| !line.contains("want {\"error\":") && !line.starts_with("meetkai-functionary-medium-v3.1"));
+    wrong.retain(|line| {
+        !line.contains("want {\"error\":") && !line.starts_with("meetkai-functionary-medium-v3.1")
+    });
     assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -229,12 +229,15 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(unknown_method_callback);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", json::tojson);
-    environment.add_filter("string", |value: &Value| json::float_text(value).unwrap_or_else(|| value.to_string()));
+    environment
+        .add_filter("string", |value: &Value| json::float_text(value).unwrap_or_else(|| value.to_string()));
     environment.set_formatter(|out, state, value| match json::float_text(value) {
         Some(text) => out.write_str(&text).map_err(Error::from),
         None => escape_formatter(out, state, value),
     });
-    environment.add_test("iterable", |value: &Value| is_jinja_sequence(value) || value.try_iter().is_ok() && !value.is_none());
+    environment.add_test("iterable", |value: &Value| {
+        is_jinja_sequence(value) || value.try_iter().is_ok() && !value.is_none()
+    });
     environment.add_test("sequence", is_jinja_sequence);
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let error = Error::new(ErrorKind::InvalidOperation, "raise_exception was called");

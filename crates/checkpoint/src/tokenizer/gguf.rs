@@ -18,6 +18,19 @@ const MERGES: &str = "tokenizer.ggml.merges";
 const SCORES: &str = "tokenizer.ggml.scores";
 const TYPES: &str = "tokenizer.ggml.token_type";
 
+/// Control tokens that end a turn or a text; many files name only one of those that their model writes.
+const ENDS: [&str; 9] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+];
+
 /// The `tokenizer.ggml.*` keys of a GGUF file. An absent key is `None` or empty; each field is the key of
 /// its name unless another is given.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -166,8 +179,7 @@ impl Builder {
         };
         let (prefix, suffix) = self.affixes()?;
         let strip_space = segments.normalizer.space_prefix;
-        let mut eos: Vec<u32> = [self.file.eos, self.file.eot].into_iter().flatten().collect();
-        eos.dedup();
+        let eos = self.eos_ids(&segments.vocab);
         let pipeline = Pipeline::new(segments.into());
         Ok(Tokenizer {
             prefix,
@@ -177,6 +189,19 @@ impl Builder {
             eos,
             ..Tokenizer::new(pipeline, added)?
         })
+    }
+
+    /// The tokens the file names, then those that are known to end a turn by their name.
+    fn eos_ids(&self, vocab: &Vocab) -> Vec<u32> {
+        let known =
+            ENDS.iter().filter_map(|text| vocab.id(text)).filter(|&id| vocab.kind(id) == Kind::Control);
+        let mut eos = Vec::new();
+        for id in [self.file.eos, self.file.eot].into_iter().flatten().chain(known) {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
+        }
+        eos
     }
 
     fn check_ids(&self, tokens: usize) -> Result<(), TokenizerError> {

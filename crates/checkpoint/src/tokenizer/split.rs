@@ -115,10 +115,11 @@ fn spare_last(text: &str, run: Range<usize>) -> usize {
 
 /// Whether a quantifier is followed by `+`: possessive elsewhere, a nested repetition to the linear engine.
 fn has_possessive(pattern: &str) -> bool {
-    pattern
-        .as_bytes()
-        .windows(3)
-        .any(|w| w[0] != b'\\' && matches!(w[1], b'?' | b'*' | b'+' | b'}') && w[2] == b'+')
+    pattern.as_bytes().windows(3).any(|w| match w {
+        [before, b'?' | b'*' | b'+', b'+'] => *before != b'\\',
+        [before, b'}', b'+'] => before.is_ascii_digit() || *before == b',',
+        _ => false,
+    })
 }
 
 /// GPT-2's words.
@@ -301,6 +302,15 @@ mod tests {
         for pre in &PRE_TOKENIZERS {
             Splitter::new(pre.patterns).unwrap();
         }
+    }
+
+    #[test]
+    fn only_look_around_needs_backtracking() {
+        let backtracks = |p: &&str| matches!(Pattern::compile(p).unwrap(), Pattern::Backtrack(_));
+        let patterns = PRE_TOKENIZERS.iter().flat_map(|pre| pre.patterns);
+        let found: Vec<_> = patterns.filter(|p| backtracks(p)).collect();
+        assert_eq!(found, [&JAIS2, &r"\d{1,3}(?=(?:\d{3})*\b)", &r"(?=(\d{3})+(?!\d))"]);
+        assert!(backtracks(&r"[^\r\n\p{L}]?+\p{L}+") && backtracks(&r"\p{N}{1,3}+") && !backtracks(&r"a\++"));
     }
 
     #[test]

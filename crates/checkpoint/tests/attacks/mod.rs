@@ -261,9 +261,12 @@ fn every_type() -> Vec<u8> {
     })
 }
 
+/// Name, extents, type and offset of a tensor.
+type TensorFields = (Vec<u8>, Vec<u64>, u32, u64);
+
 fn tensor_attacks() -> Vec<Attack> {
     let q = "blk.0.attn_q.weight";
-    let with = |change: &dyn Fn(&mut (Vec<u8>, Vec<u64>, u32, u64))| changed(|w| change(w.find(q)));
+    let with = |change: &dyn Fn(&mut TensorFields)| changed(|w| change(w.find(q)));
     vec![
         attack("rank-0", with(&|t| t.1.clear()), &[q, "0 dimensions"]),
         attack("rank-5", with(&|t| t.1 = vec![1; 5]), &[q, "5 dimensions"]),
