@@ -1,11 +1,11 @@
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use samebits_checkpoint::{
-    Checkpoint, TokenizerSource,
+    Checkpoint, GenerationConfig, TokenizerSource,
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::{GgufVocab, Tokenizer},
 };
@@ -26,8 +26,11 @@ pub struct Model {
     service: Service,
 }
 
+/// What is kept of the checkpoint does not hold its files open or mapped.
 struct Inner {
-    checkpoint: Checkpoint,
+    config: Config,
+    files: Vec<PathBuf>,
+    generation: GenerationConfig,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     plan: MemoryPlan,
@@ -145,12 +148,17 @@ impl Model {
 
     /// The model's hyperparameters.
     pub fn config(&self) -> &Config {
-        &self.inner.checkpoint.config
+        &self.inner.config
     }
 
-    /// The model's files.
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.inner.checkpoint
+    /// The files that the weights came from.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.inner.files
+    }
+
+    /// How the model's authors suggest to sample from it.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.inner.generation
     }
 
     /// Whether the model has a chat template.
@@ -252,7 +260,8 @@ impl Builder {
         )?;
         let vocabulary = Arc::new(TokenizerVocabulary(tokenizer.clone()));
         let service = Service::start(Engine::new(runner, vocabulary, self.engine)?)?;
-        let inner = Inner { checkpoint, tokenizer, template, plan, device: self.device };
+        let Checkpoint { config, files, generation, .. } = checkpoint;
+        let inner = Inner { config, files, generation, tokenizer, template, plan, device: self.device };
         Ok(Model { inner: Arc::new(inner), service })
     }
 }

@@ -105,3 +105,62 @@ fn yarn_ramp(head_dim: usize, theta: f64, scaling: &RopeScaling) -> Vec<f64> {
     }
     (0..head_dim / 2).map(|i| 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against `ROPE_INIT_FUNCTIONS` of transformers 5.23, which computes in f32: hence the tolerance of a few ulp.
+    fn check(scaling: &RopeScaling, theta: f64, positions: usize, expected: [f64; 8]) {
+        let found = inverse_frequencies(16, theta, scaling, positions);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found / expected - 1.0).abs() < 1e-6, "{scaling:?}: {found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn linear_and_llama3_frequencies() {
+        let expected = [0.25, 0.07905694, 0.025, 0.0079056947, 0.0025, 0.00079056947, 0.00025, 7.9056947e-5];
+        check(&RopeScaling::Linear { factor: 4.0 }, 10_000.0, 4096, expected);
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let expected =
+            [1.0, 0.19392276, 0.03760603, 0.007292665, 0.000524846, 3.4281024e-5, 6.6478697e-6, 1.2891732e-6];
+        check(&llama3, 500_000.0, 4096, expected);
+    }
+
+    #[test]
+    fn yarn_frequencies() {
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 2048,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.138_629_436,
+            truncate: true,
+        };
+        let expected = [1.0, 0.31622776, 0.1, 0.025693506, 0.0062499996, 0.0013834966, 0.00025, 7.9056947e-5];
+        check(&yarn, 10_000.0, 8192, expected);
+        assert_eq!(attention_factor(&yarn), 1.138_629_436);
+    }
+
+    #[test]
+    fn longrope_picks_its_factors_by_the_longest_context() {
+        let longrope = RopeScaling::LongRope {
+            short_factor: vec![1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+            long_factor: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5],
+            original_max_position_embeddings: 2048,
+            attention_factor: 1.087_114_613,
+        };
+        let short =
+            [1.0, 0.28747976, 0.083333336, 0.024325214, 0.007142857, 0.0021081853, 0.000625, 0.00018601633];
+        let long =
+            [1.0, 0.15811388, 0.033333335, 0.0079056947, 0.002, 0.00052704633, 0.00014285714, 3.7203266e-5];
+        check(&longrope, 10_000.0, 2048, short);
+        check(&longrope, 10_000.0, 2049, long);
+    }
+}
