@@ -66,6 +66,21 @@ fn every_instruction_set_thread_count_and_chunking() {
 }
 
 #[test]
+fn flush_to_zero() {
+    for name in NAMES.into_iter().chain(GGUF) {
+        let checkpoint = tiny(name);
+        let expected = reference(&checkpoint);
+        for isa in Isa::available() {
+            let cpu = cpu(isa, 2);
+            common::flushing(&cpu, || {
+                let what = format!("{name} on {} without subnormals", isa.name());
+                check_chunks(&what, &mut runner(cpu.clone(), &checkpoint), &expected, 64);
+            });
+        }
+    }
+}
+
+#[test]
 fn every_page_size() {
     for name in ["llama3", "gemma3"] {
         let checkpoint = tiny(name);

@@ -104,6 +104,26 @@ fn chunks_of_1_16_and_100() {
 }
 
 #[test]
+fn flush_to_zero() {
+    let cpu = cpu(Isa::best(), 2);
+    common::flushing(&cpu, || {
+        let mut runner = runner_with(cpu.clone(), smollm2(), &config());
+        assert_eq!(digests(&mut runner, &text(), &[24, 130]), expected());
+    });
+}
+
+#[test]
+fn after_a_preemption() {
+    let tokens = text();
+    let mut runner = runner_with(cpu(Isa::best(), 2), smollm2(), &config());
+    // The sequence loses its pages to another after 17 tokens, and is recomputed in other ones.
+    digests(&mut runner, &tokens, &[17]);
+    let table = pages(&runner, 32, 1, 5);
+    step(&mut runner, &batch(&[(&table, 0, &tokens[500..532])]));
+    assert_eq!(digests(&mut runner, &tokens, &[24]), expected()[..1]);
+}
+
+#[test]
 fn seven_strangers() {
     let tokens = text();
     let mut runner = runner_with(cpu(Isa::best(), 2), smollm2(), &config());

@@ -6,7 +6,9 @@ pub(crate) mod traced;
 use std::path::PathBuf;
 
 use samebits_checkpoint::Checkpoint;
+use samebits_cpu::Cpu;
 use samebits_engine::{Batch, BatchSeq, PageId, Runner};
+use samebits_kernels::cpu::flush_subnormals;
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::Backend;
 
@@ -83,6 +85,17 @@ pub(crate) fn pages(runner: &dyn Runner, tokens: usize, first: usize, stride: us
     let limits = runner.limits();
     let count = tokens.div_ceil(limits.page_size);
     (0..count).map(|i| PageId(((first + i * stride) % limits.pages) as u32)).collect()
+}
+
+/// Runs `work` while the backend's threads, the caller's among them, flush subnormals to zero and take them as zero.
+pub(crate) fn flushing(cpu: &Cpu, work: impl FnOnce()) {
+    let switch = |on| {
+        flush_subnormals(on);
+        cpu.on_every_thread(|| flush_subnormals(on));
+    };
+    switch(true);
+    work();
+    switch(false);
 }
 
 /// Logits after every token of `tokens`, one token a step.
