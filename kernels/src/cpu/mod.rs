@@ -1,4 +1,4 @@
-//! CPU kernels, each written once over [`simd::Simd`] and run on the instruction set that [`Isa`] names.
+//! CPU kernels, each written once over `Simd` and run on the instruction set that [`Isa`] names.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
