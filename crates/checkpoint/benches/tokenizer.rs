@@ -38,7 +38,12 @@ fn encode(c: &mut Criterion) {
     let tokenizer = Tokenizer::from_gguf(vocabulary()).unwrap();
     let corpus: Vec<String> = serde_json::from_value(file(&fixture("corpus.json"))).unwrap();
     let prose = include_str!("../src/tokenizer/gguf.rs").to_owned();
-    let texts = [("source code", prose), ("corpus", corpus.concat()), ("one word", "x".to_owned()), ("spaces", " ".to_owned())];
+    let texts = [
+        ("source code", prose),
+        ("corpus", corpus.concat()),
+        ("one word", "x".to_owned()),
+        ("spaces", " ".to_owned()),
+    ];
     let mut group = c.benchmark_group("encode");
     group.sample_size(10);
     for (name, unit) in texts {

@@ -115,11 +115,27 @@ fn spare_last(text: &str, run: Range<usize>) -> usize {
 
 /// Whether a quantifier is followed by `+`: possessive elsewhere, a nested repetition to the linear engine.
 fn has_possessive(pattern: &str) -> bool {
-    pattern.as_bytes().windows(3).any(|w| match w {
-        [before, b'?' | b'*' | b'+', b'+'] => *before != b'\\',
-        [before, b'}', b'+'] => before.is_ascii_digit() || *before == b',',
-        _ => false,
-    })
+    let mut chars = pattern.chars();
+    let (mut in_class, mut quantified, mut counted) = (false, false, false);
+    while let Some(c) = chars.next() {
+        if c == '+' && quantified && !in_class {
+            return true;
+        }
+        match c {
+            '\\' if matches!(chars.next(), Some('p' | 'P' | 'x' | 'u'))
+                && chars.as_str().starts_with('{') =>
+            {
+                chars.by_ref().find(|&c| c == '}');
+            }
+            '[' => in_class = true,
+            ']' => in_class = false,
+            '{' => counted = !in_class,
+            _ => {}
+        }
+        quantified = !in_class && (matches!(c, '?' | '*' | '+') || c == '}' && counted);
+        counted &= c != '}';
+    }
+    false
 }
 
 /// GPT-2's words.
