@@ -121,19 +121,19 @@ pub(crate) struct SamplingArgs {
     #[arg(long, short = 'n', default_value_t = 256)]
     pub(crate) max_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token each time.
-    #[arg(long, short = 't', default_value_t = 0.0)]
+    #[arg(long, short = 't', default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Choose among this many of the likeliest tokens; 0 for all.
     #[arg(long, default_value_t = 0)]
     pub(crate) top_k: usize,
     /// Choose among the likeliest tokens whose probabilities reach this sum.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) top_p: f32,
     /// Choose among tokens at least this many times as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) min_p: f32,
     /// Weaken tokens that were there before, if above 1.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) repetition_penalty: f32,
     /// Subtract this from a token's logit for each time it was given.
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]

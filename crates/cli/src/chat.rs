@@ -1,7 +1,7 @@
 use std::io::{self, BufRead};
 
 use anyhow::bail;
-use samebits::{Message, Prompt};
+use samebits::{Message, Prompt, Stats};
 
 use crate::{
     args::ChatArgs,
@@ -31,7 +31,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             "/exit" | "/quit" => return Ok(()),
             "/help" => eprintln!("{HELP}"),
             "/reset" => messages.clone_from(&opening),
-            "/stats" => eprintln!("{:?}", model.stats()?),
+            "/stats" => eprint!("{}", stats(&model.stats()?)),
             command if command.starts_with('/') => eprintln!("there is no {command}; {HELP}"),
             text => {
                 messages.push(Message::new("user", text));
@@ -51,4 +51,15 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         print_now("> ")?;
     }
     Ok(())
+}
+
+fn stats(stats: &Stats) -> String {
+    output::table(&[
+        ("running, waiting", format!("{}, {}", stats.running, stats.waiting)),
+        ("pages free", format!("{} of {}", stats.pages_free, stats.pages_total)),
+        ("steps", stats.steps.to_string()),
+        ("tokens computed", stats.tokens_computed.to_string()),
+        ("tokens generated", stats.tokens_generated.to_string()),
+        ("preemptions, retries", format!("{}, {}", stats.preemptions, stats.retries)),
+    ])
 }
