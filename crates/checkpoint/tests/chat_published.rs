@@ -1,4 +1,4 @@
-//! SmolLM2's chat through its own GGUF file, named by `SAMEBITS_SMOLLM2`.
+//! SmolLM2's chat through its own GGUF file, which is fetched once and cached outside of the tree.
 
 use samebits_checkpoint::chat::{ChatInput, ChatTemplate};
 use samebits_checkpoint::tokenizer::{GgufVocab, Tokenizer};
@@ -6,10 +6,9 @@ use samebits_checkpoint::{Checkpoint, TokenizerSource};
 use serde_json::json;
 
 #[test]
-#[ignore = "needs SmolLM2's GGUF file in SAMEBITS_SMOLLM2"]
 fn smollm2_chats() {
-    let path = std::env::var("SAMEBITS_SMOLLM2").expect("SAMEBITS_SMOLLM2");
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
+    let checkpoint = Checkpoint::open(found.path).unwrap();
     let TokenizerSource::Gguf(gguf) = &checkpoint.tokenizer else { panic!("not a GGUF file") };
     let tokenizer = Tokenizer::from_gguf(GgufVocab::from_metadata(&gguf.metadata).unwrap()).unwrap();
     let template = ChatTemplate::new(checkpoint.chat_template.as_deref().unwrap()).unwrap();
