@@ -5,6 +5,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod ceilings;
 mod codec;
 mod dense;
 mod elementwise;
@@ -12,6 +13,8 @@ mod isa;
 mod linear;
 mod matrix;
 mod mode;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norm;
 mod panel;
 mod quantize;
@@ -19,6 +22,7 @@ mod scalar;
 mod simd;
 
 pub use attention::{AttentionScratch, AttentionTask, KvRows, attend};
+pub use ceilings::{f32_peak, int8_peak, read_bandwidth};
 pub use dense::{DensePanels, Floats, linear_dense};
 pub use elementwise::{activate, glu, rope, soft_cap};
 pub use isa::{Isa, IsaError};
