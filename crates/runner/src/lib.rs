@@ -1,13 +1,15 @@
 //! Runs a model for the serving core.
 //!
 //! [`ModelRunner`] is the eager runner: it turns a batch of the engine into tensors, runs the model text on a backend,
-//! and hands logits back. [`MemoryPlan`] says beforehand what a model will take.
+//! and hands logits back. [`MemoryPlan`] says beforehand what a model will take, [`StepWork`] what a step has to do.
 #![forbid(unsafe_code)]
 
 mod inputs;
 mod model_runner;
 mod plan;
+mod work;
 
 pub use inputs::step_inputs;
 pub use model_runner::ModelRunner;
 pub use plan::{MemoryPlan, PlanError, RunnerConfig};
+pub use work::{StepPart, StepWork};

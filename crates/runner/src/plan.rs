@@ -158,14 +158,18 @@ fn check(field: &'static str, found: usize, fits: bool, expected: &str) -> Resul
     if fits { Ok(()) } else { Err(PlanError::Invalid { field, found, expected: expected.into() }) }
 }
 
-fn page_shape(config: &Config, page_size: usize) -> KvShape {
+pub(crate) fn page_shape(config: &Config, page_size: usize) -> KvShape {
     KvShape { pages: 1, page_size, kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
 }
 
 fn weights_bytes(config: &Config, weights: &dyn WeightSource) -> u64 {
-    let used = |name: &String| !(config.tie_word_embeddings && name.starts_with("lm_head."));
     let names = weights.names();
-    names.iter().filter(|name| used(name)).filter_map(|name| weights.size(name)).sum()
+    names.iter().filter(|name| is_used(config, name)).filter_map(|name| weights.size(name)).sum()
+}
+
+/// Whether the model reads the weight: a head of its own beside a tied embedding is passed over.
+pub(crate) fn is_used(config: &Config, name: &str) -> bool {
+    !(config.tie_word_embeddings && name.starts_with("lm_head."))
 }
 
 fn tables_bytes(config: &Config, max_context: usize) -> u64 {

@@ -173,7 +173,10 @@ mod tests {
             assert_eq!(dots as usize, 64 * LINES * PASSES * 3, "{}", isa.name());
             let products = isa.run(Products::<4, 3> { lines: &floats, x: [1.0; 3] });
             assert_eq!(products as usize, 16 * LINES * PASSES * 3, "{}", isa.name());
-            assert_eq!(isa.run(Dots::<2, 2> { lines: &bytes, x: [-1; 2] }), -2 * (64 * LINES * PASSES) as i32);
+            assert_eq!(
+                isa.run(Dots::<2, 2> { lines: &bytes, x: [-1; 2] }),
+                -2 * (64 * LINES * PASSES) as i32
+            );
         }
     }
 
