@@ -25,7 +25,7 @@ mod stream;
 pub use device::{CpuOptions, Device, capabilities};
 pub use error::Error;
 pub use memory::available_memory;
-pub use model::{Builder, Model, Plan};
+pub use model::{Builder, Loaded, Model, Plan};
 pub use params::{Message, Params, Prompt};
 pub use samebits_cpu::Isa;
 pub use samebits_engine::{Event, FinishReason, RequestId, SamplingParams, Stats, Stop, Usage};

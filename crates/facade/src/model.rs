@@ -9,7 +9,7 @@ use samebits_checkpoint::{
     chat::{ChatError, ChatInput, ChatTemplate},
     tokenizer::{GgufVocab, Tokenizer},
 };
-use samebits_engine::{Engine, EngineConfig, Event, Request, RequestId, Stats, TokenId, Vocabulary};
+use samebits_engine::{Engine, EngineConfig, Event, Request, RequestId, Runner, Stats, TokenId, Vocabulary};
 use samebits_nn::Config;
 use samebits_runner::{MemoryPlan, RunnerConfig};
 use serde_json::json;
@@ -54,6 +54,14 @@ pub struct Plan {
     pub checkpoint: Checkpoint,
     /// The bytes.
     pub memory: MemoryPlan,
+}
+
+/// A model on its device, without an engine: for measuring, or for a serving core of one's own.
+pub struct Loaded {
+    /// What was loaded, and its bytes.
+    pub plan: Plan,
+    /// The model on the device.
+    pub runner: Box<dyn Runner>,
 }
 
 impl Model {
@@ -234,35 +242,42 @@ impl Builder {
         Ok(Plan { checkpoint, memory })
     }
 
+    /// Loads the model onto its device, and starts no engine.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn load(self) -> Result<Loaded, Error> {
+        let plan = self.plan()?;
+        let runner = self.runner_of(&plan)?;
+        Ok(Loaded { plan, runner })
+    }
+
     /// Loads the model and starts serving it.
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn open(self) -> Result<Model, Error> {
-        let Plan { checkpoint, memory: plan } = self.plan()?;
-        let tokenizer = Arc::new(tokenizer(&checkpoint)?);
-        let template = self.chat_template.as_ref().or(checkpoint.chat_template.as_ref());
+        let plan = self.plan()?;
+        let tokenizer = Arc::new(tokenizer(&plan.checkpoint)?);
+        let template = self.chat_template.as_ref().or(plan.checkpoint.chat_template.as_ref());
         let template = template.map(|text| ChatTemplate::new(text)).transpose()?;
         let template = template.map(|template| template.with_specials_of(&tokenizer));
+        let runner = self.runner_of(&plan)?;
+        let vocabulary = Arc::new(TokenizerVocabulary(tokenizer.clone()));
+        let service = Service::start(Engine::new(runner, vocabulary, self.engine)?)?;
+        let Plan { checkpoint: Checkpoint { config, files, generation, .. }, memory: plan } = plan;
+        let inner = Inner { config, files, generation, tokenizer, template, plan, device: self.device };
+        Ok(Model { inner: Arc::new(inner), service })
+    }
+
+    fn runner_of(&self, plan: &Plan) -> Result<Box<dyn Runner>, Error> {
         let loaded = std::cell::Cell::new(0);
         let on_weight = |bytes: usize| {
             loaded.set(loaded.get() + bytes as u64);
-            (self.on_load)(loaded.get(), plan.weights);
+            (self.on_load)(loaded.get(), plan.memory.weights);
         };
-        let runner = device::open(
-            self.device,
-            &self.cpu,
-            &checkpoint.config,
-            &*checkpoint.weights,
-            &self.runner,
-            &plan,
-            &on_weight,
-        )?;
-        let vocabulary = Arc::new(TokenizerVocabulary(tokenizer.clone()));
-        let service = Service::start(Engine::new(runner, vocabulary, self.engine)?)?;
-        let Checkpoint { config, files, generation, .. } = checkpoint;
-        let inner = Inner { config, files, generation, tokenizer, template, plan, device: self.device };
-        Ok(Model { inner: Arc::new(inner), service })
+        let Checkpoint { config, weights, .. } = &plan.checkpoint;
+        device::open(self.device, &self.cpu, config, &**weights, &self.runner, &plan.memory, &on_weight)
     }
 }
 
