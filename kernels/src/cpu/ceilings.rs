@@ -17,10 +17,15 @@ use super::{
     isa::{Isa, Kernel},
     simd::Simd,
 };
-use crate::pool::Pool;
 
-/// How long each thread works for one figure; a pass over memory that takes longer is finished.
+/// Calls a function once on every thread, all at a time, as [`Pool::everywhere`](crate::pool::Pool::everywhere) does.
+pub type Everywhere<'a> = &'a dyn Fn(&(dyn Fn() + Sync));
+
+/// How long a figure takes, unless a pass over memory takes longer.
 const RUN: Duration = Duration::from_millis(2);
+
+/// Lines of 64 bytes that a thread reads in a row: many pages, so that what fetches ahead can.
+const PIECE: usize = 1 << 10;
 
 /// Lines of 64 bytes that a first-level cache holds beside the stack.
 const LINES: usize = 240;
@@ -28,24 +33,28 @@ const LINES: usize = 240;
 /// Times that a peak goes through its lines before it looks at the clock.
 const PASSES: usize = 32;
 
-/// Bytes a second that all threads of `pool` read together, each its part of `buffer` in order. A buffer as large as the data
-/// of a kernel finds the same caches as that data does.
-pub fn read_bandwidth(isa: Isa, pool: &Pool, buffer: &[[u8; 64]]) -> f64 {
-    let parts: Vec<_> = buffer.chunks(buffer.len().div_ceil(pool.threads()).max(1)).collect();
-    rate(pool, &|thread| {
-        let part = parts.get(thread).copied().unwrap_or_default();
-        black_box(isa.run(Read(part)));
-        size_of_val(part)
+/// Bytes a second that all threads together read of `buffer`, from its start to its end at least once. A buffer as large as
+/// a kernel's data finds the same caches as that data does. 0 for no buffer.
+pub fn read_bandwidth(isa: Isa, everywhere: Everywhere<'_>, buffer: &[[u8; 64]]) -> f64 {
+    let pieces: Vec<_> = buffer.chunks(PIECE).collect();
+    let (start, next) = (Instant::now(), AtomicUsize::new(0));
+    rate(everywhere, &|| {
+        let i = next.fetch_add(1, Ordering::Relaxed);
+        if i >= pieces.len() && (pieces.is_empty() || start.elapsed() >= RUN) {
+            return None;
+        }
+        let piece = pieces[i % pieces.len()];
+        black_box(isa.run(Read(piece)));
+        Some(size_of_val(piece))
     })
 }
 
-/// Operations a second, two for each multiply-add of int8, of all threads of `pool` on data in their first-level caches.
-pub fn int8_peak(isa: Isa, pool: &Pool) -> f64 {
+/// Operations a second, two for each multiply-add of int8, of all threads on data in their first-level caches.
+pub fn int8_peak(isa: Isa, everywhere: Everywhere<'_>) -> f64 {
     let lines = [[1; 64]; LINES];
     let dots = |run: fn(Isa, &[[u8; 64]; LINES]) -> i32, tokens: usize| {
-        rate(pool, &|_| {
+        peak(everywhere, 2 * 64 * tokens, &|| {
             black_box(run(isa, black_box(&lines)));
-            2 * 64 * LINES * PASSES * tokens
         })
     };
     let small = dots(|isa, lines| isa.run(Dots::<2, 2> { lines, x: black_box([1; 2]) }), 2);
@@ -54,14 +63,13 @@ pub fn int8_peak(isa: Isa, pool: &Pool) -> f64 {
     small.max(middle).max(large)
 }
 
-/// Operations a second, a multiplication and an addition for each multiply-add of f32, of all threads of `pool` on data in
-/// their first-level caches. The contract does not fuse the two, so neither does this.
-pub fn f32_peak(isa: Isa, pool: &Pool) -> f64 {
+/// Operations a second, a multiplication and an addition for each multiply-add of f32, of all threads on data in their
+/// first-level caches. The contract does not fuse the two, so neither does this.
+pub fn f32_peak(isa: Isa, everywhere: Everywhere<'_>) -> f64 {
     let lines = [[1.0; 16]; LINES];
     let products = |run: fn(Isa, &[[f32; 16]; LINES]) -> f32, tokens: usize| {
-        rate(pool, &|_| {
+        peak(everywhere, 2 * 16 * tokens, &|| {
             black_box(run(isa, black_box(&lines)));
-            2 * 16 * LINES * PASSES * tokens
         })
     };
     let small = products(|isa, lines| isa.run(Products::<2, 2> { lines, x: black_box([1.0; 2]) }), 2);
@@ -70,16 +78,27 @@ pub fn f32_peak(isa: Isa, pool: &Pool) -> f64 {
     small.max(middle).max(large)
 }
 
-/// What all threads do in a second; `work` does some on the thread of that number, and says how much.
-fn rate(pool: &Pool, work: &(dyn Fn(usize) -> usize + Sync)) -> f64 {
-    let (next, total) = (AtomicUsize::new(0), Mutex::new(0.0));
-    pool.everywhere(&|| {
-        let thread = next.fetch_add(1, Ordering::Relaxed);
+/// Operations a second of calling `work` over and over, which does `a_line` of them for each line and pass.
+fn peak(everywhere: Everywhere<'_>, a_line: usize, work: &(dyn Fn() + Sync)) -> f64 {
+    let start = Instant::now();
+    rate(everywhere, &|| {
+        (start.elapsed() < RUN).then(|| {
+            work();
+            LINES * PASSES * a_line
+        })
+    })
+}
+
+/// What all threads do in a second. `work` does some and says how much, until there is no more to do.
+fn rate(everywhere: Everywhere<'_>, work: &(dyn Fn() -> Option<usize> + Sync)) -> f64 {
+    let total = Mutex::new(0.0);
+    everywhere(&|| {
         let (start, mut done) = (Instant::now(), 0);
-        while start.elapsed() < RUN {
-            done += work(thread);
+        while let Some(more) = work() {
+            done += more;
         }
-        let rate = done as f64 / start.elapsed().as_secs_f64();
+        // A thread that came too late for any work adds nothing, whatever its clock says.
+        let rate = done as f64 / start.elapsed().as_secs_f64().max(1e-9);
         *total.lock().unwrap_or_else(PoisonError::into_inner) += rate;
     });
     total.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -161,8 +180,6 @@ impl<const P: usize, const T: usize> Kernel for Products<'_, P, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZero;
-
     use super::*;
 
     #[test]
@@ -192,13 +209,15 @@ mod tests {
     }
 
     #[test]
-    fn ceilings_are_rates() {
-        let pool = Pool::new(NonZero::new(2).unwrap()).unwrap();
+    fn ceilings_are_rates_of_all_threads() {
+        let two =
+            |f: &(dyn Fn() + Sync)| std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(f))));
         for isa in Isa::available() {
-            let buffer = vec![[1; 64]; 1001];
-            let rates = [read_bandwidth(isa, &pool, &buffer), int8_peak(isa, &pool), f32_peak(isa, &pool)];
+            let buffer = vec![[1; 64]; 5001];
+            let rates = [read_bandwidth(isa, &two, &buffer), int8_peak(isa, &two), f32_peak(isa, &two)];
             assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 1e6), "{}: {rates:?}", isa.name());
         }
-        assert_eq!(read_bandwidth(Isa::SCALAR, &pool, &[]), 0.0);
+        assert_eq!(read_bandwidth(Isa::SCALAR, &two, &[]), 0.0);
+        assert_eq!(int8_peak(Isa::SCALAR, &|_| {}), 0.0);
     }
 }

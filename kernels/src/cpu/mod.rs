@@ -16,13 +16,14 @@ mod mode;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
+mod pack;
 mod panel;
 mod quantize;
 mod scalar;
 mod simd;
 
 pub use attention::{AttentionScratch, AttentionTask, KvRows, attend};
-pub use ceilings::{f32_peak, int8_peak, read_bandwidth};
+pub use ceilings::{Everywhere, f32_peak, int8_peak, read_bandwidth};
 pub use dense::{DensePanels, Floats, linear_dense};
 pub use elementwise::{activate, glu, rope, soft_cap};
 pub use isa::{Isa, IsaError};
