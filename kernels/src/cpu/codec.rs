@@ -22,7 +22,8 @@ pub(super) trait Codec {
     fn decode<S: Simd>(s: S, unit: &[u8]) -> [S::I; 8];
     /// Byte `byte` of group `group`.
     fn get(unit: &[u8], group: usize, byte: usize) -> u8;
-    /// Sets a byte of a group in a unit of zeros.
+    /// Sets a byte of a group in a unit of zeros, slowly.
+    #[cfg(test)]
     fn put(unit: &mut [u8], group: usize, byte: usize, value: u8);
 
     /// Sum of products of one group with four activations.
@@ -50,6 +51,7 @@ macro_rules! linear_codec {
             fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
                 $planes::get(unit, group, byte)
             }
+            #[cfg(test)]
             fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
                 $planes::put(unit, group, byte, value)
             }
@@ -117,6 +119,7 @@ macro_rules! table_codec {
             fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
                 Self::TABLE[usize::from(Bits4::get(unit, group, byte))]
             }
+            #[cfg(test)]
             fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
                 let index = Self::TABLE.iter().position(|&entry| entry == value);
                 Bits4::put(unit, group, byte, index.expect("a value of the table") as u8)
@@ -174,6 +177,7 @@ impl Bits8 {
     fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
         unit[64 * group + byte]
     }
+    #[cfg(test)]
     fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
         unit[64 * group + byte] = value;
     }
@@ -200,6 +204,7 @@ impl Bits4 {
     fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
         unit[64 * (group % 4) + byte] >> (4 * (group / 4)) & 15
     }
+    #[cfg(test)]
     fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
         unit[64 * (group % 4) + byte] |= (value & 15) << (4 * (group / 4));
     }
@@ -228,6 +233,7 @@ impl Bits2 {
     fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
         unit[64 * (group / 4) + byte] >> (2 * (group % 4)) & 3
     }
+    #[cfg(test)]
     fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
         unit[64 * (group / 4) + byte] |= (value & 3) << (2 * (group % 4));
     }
@@ -274,6 +280,7 @@ impl Bits1 {
     fn get(unit: &[u8], group: usize, byte: usize) -> u8 {
         unit[byte] >> group & 1
     }
+    #[cfg(test)]
     fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
         unit[byte] |= (value & 1) << group;
     }
@@ -301,6 +308,7 @@ macro_rules! two_planes {
                 let (low, high) = unit.split_at($low::UNIT);
                 $low::get(low, group, byte) | $high::get(high, group, byte) << $low_bits
             }
+            #[cfg(test)]
             fn put(unit: &mut [u8], group: usize, byte: usize, value: u8) {
                 let (low, high) = unit.split_at_mut($low::UNIT);
                 $low::put(low, group, byte, value);

@@ -6,9 +6,9 @@
 //! is rounded up to 64 bytes, so that aligned panels stay aligned.
 
 use half::f16;
-use samebits_tensor::{Format, FormatKind, PlainRowMut, unpack_row};
+use samebits_tensor::{Format, FormatKind, PlainRowMut};
 
-use super::codec::Codec;
+use super::{codec::Codec, pack::Packing};
 
 /// Rows of a panel.
 pub const LANES: usize = 16;
@@ -120,43 +120,8 @@ impl PanelLayout {
             return;
         }
         let (units, side) = panel.split_at_mut(self.units_bytes());
-        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            with_codec!(self.format, C => self.pack_row::<C>(lane, row, units, side));
-        }
-    }
-
-    fn pack_row<C: Codec>(&self, lane: usize, row: &[u8], units: &mut [u8], side: &mut [u8]) {
-        let len = self.format.block_len();
-        let blocks = row.chunks_exact(self.format.block_bytes());
-        let units = units.chunks_exact_mut(C::UNIT * (len / 32));
-        for ((block, units), side) in blocks.zip(units).zip(side.chunks_exact_mut(self.side.bytes)) {
-            let mut parts = BlockParts::default();
-            let mut row = parts.row(len, &self.side);
-            unpack_row(self.format, block, &mut row);
-            for (q, unit) in row.q.chunks_exact(32).zip(units.chunks_exact_mut(C::UNIT)) {
-                for (i, &q) in q.iter().enumerate() {
-                    C::put(unit, i / 4, 4 * lane + i % 4, (i32::from(q) + C::OFFSET) as u8);
-                }
-            }
-            self.pack_side(lane, &row, side);
-        }
-    }
-
-    fn pack_side(&self, lane: usize, row: &PlainRowMut<'_>, side: &mut [u8]) {
-        if self.format == Format::Mxfp4 {
-            side[lane] = exponent(row.scale[0]);
-        } else {
-            put_f16(side, lane, row.scale[0]);
-        }
-        if let Some(&min) = row.min.first() {
-            put_f16(&mut side[self.side.min..], lane, min);
-        }
-        for (sub, &scale) in row.sub_scale.iter().enumerate() {
-            side[self.side.sub_scale + LANES * sub + lane] = scale as u8;
-        }
-        for (sub, &min) in row.sub_min.iter().enumerate() {
-            side[self.side.sub_min + 2 * LANES * (sub / 2) + 2 * lane + sub % 2] = min;
-        }
+        let side = &mut side[..self.blocks() * self.side.bytes];
+        Packing { rows, row_bytes, units, side, at: self.side }.run(self.format);
     }
 
     /// The integers and scales of row `lane` of a panel, bit for bit what [`samebits_tensor::unpack_row`] gives.
@@ -195,45 +160,8 @@ impl PanelLayout {
     }
 }
 
-/// Room for the parts of one block.
-struct BlockParts {
-    q: [i8; 256],
-    scale: [f32; 1],
-    min: [f32; 1],
-    sub_scale: [i8; 16],
-    sub_min: [u8; 16],
-}
-
-impl Default for BlockParts {
-    fn default() -> Self {
-        BlockParts { q: [0; 256], scale: [0.0], min: [0.0], sub_scale: [0; 16], sub_min: [0; 16] }
-    }
-}
-
-impl BlockParts {
-    fn row(&mut self, len: usize, side: &Side) -> PlainRowMut<'_> {
-        let mins = if side.has_min { side.subs } else { 0 };
-        PlainRowMut {
-            q: &mut self.q[..len],
-            scale: &mut self.scale,
-            min: &mut self.min[..usize::from(side.has_min)],
-            sub_scale: &mut self.sub_scale[..side.subs],
-            sub_min: &mut self.sub_min[..mins],
-        }
-    }
-}
-
-fn put_f16(values: &mut [u8], lane: usize, value: f32) {
-    values[2 * lane..2 * lane + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-}
-
 fn get_f16(values: &[u8], lane: usize) -> f32 {
     f16::from_le_bytes([values[2 * lane], values[2 * lane + 1]]).to_f32()
-}
-
-/// The exponent bits of a power of two, or 0.
-fn exponent(scale: f32) -> u8 {
-    (scale.to_bits() >> 23) as u8
 }
 
 fn power(exponent: u8) -> f32 {
