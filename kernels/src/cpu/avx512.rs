@@ -31,6 +31,7 @@ impl Simd for Avx512 {
     type I = __m512i;
     type M = __mmask16;
     const TILE: usize = 8;
+    const PANELS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {

@@ -13,6 +13,8 @@ pub(super) trait Simd: Copy {
     type M: Copy;
     /// Tokens of the widest tile of a linear layer: as many accumulators as the registers hold.
     const TILE: usize;
+    /// Panels of quantised weights that a tile of [`Self::TILE`] tokens takes at once.
+    const PANELS: usize = 1;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 16]) -> Self::F;
@@ -27,6 +29,16 @@ pub(super) trait Simd: Copy {
     fn round(self, x: Self::F) -> Self::F;
     /// The larger of both; NaN if either is.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of both, neither of which is NaN; unspecified otherwise.
+    #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        self.max(a, b)
+    }
+    /// `c - a * b` where `a * b` is an f32 exactly, so that fusing changes no bit.
+    #[inline(always)]
+    fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        self.sub(c, self.mul(a, b))
+    }
     /// `a < b`; false where either is NaN.
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// `a` where the mask holds, else `b`.
@@ -123,6 +135,45 @@ pub(super) trait Simd: Copy {
     fn in_order(self, wide: [Self::I; 4]) -> [Self::I; 4] {
         wide
     }
+
+    /// Bytes 1 and bytes 0 of the lanes, as two vectors of 64: lane `4l + i` of each has the bytes of lanes `4l` to
+    /// `4l + 3` of `x[i]`. Lanes are below 65536.
+    #[inline(always)]
+    fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
+        let (mut high, mut low) = ([0; 64], [0; 64]);
+        for (i, x) in x.into_iter().enumerate() {
+            let mut lanes = [0; 16];
+            self.store_i32(x, &mut lanes);
+            for (lane, value) in lanes.into_iter().enumerate() {
+                let at = 16 * (lane / 4) + 4 * i + lane % 4;
+                (high[at], low[at]) = ((value >> 8) as u8, value as u8);
+            }
+        }
+        [self.load_bytes(&high), self.load_bytes(&low)]
+    }
+
+    /// The even lanes of `a` and `b`, and the odd ones.
+    #[inline(always)]
+    fn even_odd(self, a: Self::F, b: Self::F) -> [Self::F; 2] {
+        let mut lanes = [[0.0; 16]; 2];
+        self.store(a, &mut lanes[0]);
+        self.store(b, &mut lanes[1]);
+        let (mut even, mut odd) = ([0.0; 16], [0.0; 16]);
+        for (i, pair) in lanes.as_flattened().chunks_exact(2).enumerate() {
+            (even[i], odd[i]) = (pair[0], pair[1]);
+        }
+        [self.load(&even), self.load(&odd)]
+    }
+
+    /// The largest of lanes of which none is NaN; unspecified otherwise.
+    #[inline(always)]
+    fn largest_lane(self, x: Self::F) -> f32 {
+        self.max_lane(x)
+    }
+
+    /// Asks for the cache line of a byte, and waits for nothing.
+    #[inline(always)]
+    fn prefetch(self, _: &u8) {}
 
     /// The halving tree of the contract's `sum`: lane `i` plus lane `i + 8`, then 4, 2, 1.
     #[inline(always)]
