@@ -100,6 +100,25 @@ impl Simd for Avx2 {
         halves!(_mm256_blendv_ps(b, a, mask))
     }
     #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
+        let low = vector!([_mm256_set1_epi16(255); 2]);
+        let [a, b, c, d] = x;
+        let ab: Self::I = halves!(_mm256_packus_epi32(a, b));
+        let cd: Self::I = halves!(_mm256_packus_epi32(c, d));
+        let (ab_high, cd_high): (Self::I, Self::I) =
+            (halves!(_mm256_srli_epi16::<8>(ab)), halves!(_mm256_srli_epi16::<8>(cd)));
+        let (ab_low, cd_low) = (self.and(ab, low), self.and(cd, low));
+        [halves!(_mm256_packus_epi16(ab_high, cd_high)), halves!(_mm256_packus_epi16(ab_low, cd_low))]
+    }
+    #[inline(always)]
+    fn prefetch(self, byte: &u8) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()))
+    }
+    #[inline(always)]
     fn load_f16(self, x: &[u8; 32]) -> Self::F {
         vector!([
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),

@@ -79,6 +79,14 @@ impl Simd for Avx512 {
         vector!(_mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), a))
     }
     #[inline(always)]
+    fn larger(self, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_fnmadd_ps(a, b, c))
+    }
+    #[inline(always)]
     fn lt(self, a: Self::F, b: Self::F) -> Self::M {
         vector!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
@@ -292,6 +300,37 @@ impl Simd for Avx512 {
         vector!({
             if _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x) == 0 { _mm512_reduce_max_ps(x) } else { f32::NAN }
         })
+    }
+
+    #[inline(always)]
+    fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
+        vector!({
+            let (ab, cd) = (_mm512_packus_epi32(x[0], x[1]), _mm512_packus_epi32(x[2], x[3]));
+            let low = _mm512_set1_epi16(255);
+            [
+                _mm512_packus_epi16(_mm512_srli_epi16::<8>(ab), _mm512_srli_epi16::<8>(cd)),
+                _mm512_packus_epi16(_mm512_and_si512(ab, low), _mm512_and_si512(cd, low)),
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn even_odd(self, a: Self::F, b: Self::F) -> [Self::F; 2] {
+        vector!({
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            [_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b)]
+        })
+    }
+
+    #[inline(always)]
+    fn largest_lane(self, x: Self::F) -> f32 {
+        vector!(_mm512_reduce_max_ps(x))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, byte: &u8) {
+        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()))
     }
 
     #[inline(always)]
