@@ -1,6 +1,7 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask bless`.
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bless`, `cargo xtask instructions`.
 #![forbid(unsafe_code)]
 
+mod instructions;
 mod tidy;
 
 use std::{
@@ -8,11 +9,13 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 const HELP: &str = "\
 cargo xtask tidy     check the architecture invariants that can be read off the tree
 cargo xtask bless    write the golden bits of the numerics contract anew; raise NUMERICS_VERSION first
+cargo xtask instructions [--bless]
+                     count the instructions of the hot kernels, and compare with the committed counts or write them
 ";
 
 fn main() -> ExitCode {
@@ -20,6 +23,11 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("tidy") => tidy::check(&root()),
         Some("bless") => bless(),
+        Some("instructions") => match std::env::args().nth(2).as_deref() {
+            None => instructions::check(&root(), false),
+            Some("--bless") => instructions::check(&root(), true),
+            Some(other) => Err(anyhow!("{other}: not an option; there is --bless")),
+        },
         _ => {
             print!("{HELP}");
             return ExitCode::from(u8::from(task.is_some()));
