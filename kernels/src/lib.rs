@@ -5,4 +5,5 @@
 //! its own. [`pool`] shares their work out to threads; the kernels themselves start none.
 
 pub mod cpu;
+pub mod memory;
 pub mod pool;

@@ -22,6 +22,7 @@ pub use error::{Error, Result};
 pub use gguf::{Array, Gguf, GgufError, GgufTensor, GgufWeights, Metadata, Value, config_from_gguf};
 pub use hf::{GenerationConfig, config_from_json};
 pub use hub::{Failure, Failures, ModelPath, ResolveError, Resolver, resolve};
+pub use mmap::map as map_file;
 pub use open::{Checkpoint, FormatShare, TokenizerSource};
 pub use safetensors::{SafetensorsError, SafetensorsTensor, SafetensorsWeights, parse as parse_safetensors};
 

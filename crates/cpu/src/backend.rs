@@ -1,6 +1,9 @@
 use std::{ops::Range, sync::Arc};
 
-use samebits_kernels::cpu::{self as kernels, Isa};
+use samebits_kernels::{
+    cpu::{self as kernels, Isa},
+    memory::Arena,
+};
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
     Error, Format, HostTensor, HostWeight, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor,
@@ -35,6 +38,8 @@ pub struct Cpu {
 struct Shared {
     isa: Isa,
     threads: Threads,
+    /// Where packed weights are.
+    arena: Arena,
     capabilities: Capabilities,
 }
 
@@ -76,7 +81,7 @@ impl Builder {
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };
-        Ok(Cpu { shared: Arc::new(Shared { isa, threads, capabilities }) })
+        Ok(Cpu { shared: Arc::new(Shared { isa, threads, arena: Arena::default(), capabilities }) })
     }
 }
 
@@ -141,7 +146,11 @@ impl Backend for Cpu {
     host_primitives!();
 
     fn pack(&self, weight: &HostWeight) -> Result<PackedWeight> {
-        PackedWeight::pack(self.threads(), weight)
+        PackedWeight::pack(self.threads(), &self.shared.arena, weight)
+    }
+
+    fn on_host(&self, tasks: usize, run: impl Fn(usize) + Sync) {
+        self.threads().each((0..tasks).collect(), run);
     }
 
     fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>> {

@@ -1,10 +1,12 @@
 //! Weights in panels of 16 rows, as the kernels read them.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
-use bytemuck::{Pod, Zeroable};
-use samebits_kernels::cpu::{DensePanels, LANES, PanelLayout};
-use samebits_tensor::{Format, FormatKind, HostWeight, PlainRowMut, PlainRows, Result};
+use samebits_kernels::{
+    cpu::{DensePanels, LANES, PanelLayout},
+    memory::Arena,
+};
+use samebits_tensor::{Bytes, Error, Format, FormatKind, HostWeight, PlainRowMut, PlainRows, Result};
 
 use crate::threads::Threads;
 
@@ -17,40 +19,38 @@ pub struct PackedWeight {
     rows: usize,
     cols: usize,
     panel_bytes: usize,
-    lines: Arc<Vec<Line>>,
+    panels: Bytes,
 }
 
-/// Bytes that start where a vector register's load is aligned.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a weight that are worth a task of their own, and the most of a file that is kept in memory for it.
+const TASK_BYTES: usize = 1 << 18;
 
 impl PackedWeight {
-    /// Packs a weight, reading its bytes once.
+    /// Packs a weight, reading its bytes once and releasing them.
     ///
     /// # Errors
-    /// As [`HostWeight::matrix`].
-    pub(crate) fn pack(threads: &Threads, weight: &HostWeight) -> Result<Self> {
+    /// As [`HostWeight::matrix`], and if there is no memory.
+    pub(crate) fn pack(threads: &Threads, arena: &Arena, weight: &HostWeight) -> Result<Self> {
         let (rows, cols) = weight.matrix()?;
         let format = weight.format;
-        let panel_bytes = match format.kind() {
-            FormatKind::Dense => cols * LANES * format.block_bytes(),
-            _ => PanelLayout::new(format, cols).bytes(),
-        };
-        let mut lines = bytemuck::zeroed_vec::<Line>((rows.div_ceil(LANES) * panel_bytes).div_ceil(64));
+        let panel_bytes = panel_bytes(format, cols);
+        let mut block =
+            arena.zeroed(rows.div_ceil(LANES) * panel_bytes).map_err(|error| out_of_memory(&error))?;
         let row_bytes = format.row_bytes(cols)?;
         if panel_bytes > 0 {
-            let panels = bytemuck::cast_slice_mut::<_, u8>(&mut lines).chunks_exact_mut(panel_bytes);
-            let tasks: Vec<_> = panels.zip(weight.bytes.chunks(row_bytes * LANES)).collect();
-            threads.each(tasks, |(panel, rows)| {
-                if format.is_quantized() {
-                    PanelLayout::new(format, cols).pack(rows, panel);
-                } else {
-                    interleave(rows, row_bytes, format.block_bytes(), panel);
+            let step = (TASK_BYTES / panel_bytes).max(1);
+            let tasks: Vec<_> = block.chunks_mut(step * panel_bytes).enumerate().collect();
+            threads.each(tasks, |(i, panels)| {
+                let start = i * step * LANES * row_bytes;
+                let end = weight.bytes.len().min(start + step * LANES * row_bytes);
+                let rows = weight.bytes[start..end].chunks(LANES * row_bytes);
+                for (panel, rows) in panels.chunks_exact_mut(panel_bytes).zip(rows) {
+                    pack_panel(format, cols, rows, panel);
                 }
+                weight.bytes.release(start..end);
             });
         }
-        Ok(PackedWeight { format, rows, cols, panel_bytes, lines: Arc::new(lines) })
+        Ok(PackedWeight { format, rows, cols, panel_bytes, panels: Bytes::new(Arc::new(block)) })
     }
 
     /// The block format.
@@ -70,7 +70,7 @@ impl PackedWeight {
 
     /// Bytes of memory that the panels take.
     pub fn bytes(&self) -> usize {
-        64 * self.lines.len()
+        self.panels.len()
     }
 
     /// Panels of 16 rows.
@@ -84,8 +84,7 @@ impl PackedWeight {
 
     /// The panels in `range`.
     pub(crate) fn panel_range(&self, range: std::ops::Range<usize>) -> &[u8] {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
-        &bytes[range.start * self.panel_bytes..range.end * self.panel_bytes]
+        &self.panels[range.start * self.panel_bytes..range.end * self.panel_bytes]
     }
 
     pub(crate) fn layout(&self) -> PanelLayout {
@@ -129,6 +128,24 @@ impl PackedWeight {
             self.block_row(row, &mut Parts::of(self.format).row(&mut plain, row, self.cols));
         }
         plain
+    }
+}
+
+fn panel_bytes(format: Format, cols: usize) -> usize {
+    match format.kind() {
+        FormatKind::Dense => cols * LANES * format.block_bytes(),
+        _ => PanelLayout::new(format, cols).bytes(),
+    }
+}
+
+fn out_of_memory(error: &io::Error) -> Error {
+    Error::Backend { backend: "cpu".into(), op: "pack", detail: error.to_string() }
+}
+
+fn pack_panel(format: Format, cols: usize, rows: &[u8], panel: &mut [u8]) {
+    match format.kind() {
+        FormatKind::Dense => interleave(rows, cols * format.block_bytes(), format.block_bytes(), panel),
+        _ => PanelLayout::new(format, cols).pack(rows, panel),
     }
 }
 

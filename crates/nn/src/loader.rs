@@ -1,6 +1,9 @@
 use samebits_tensor::{Backend, Tensor, Weight};
 
-use crate::{Config, ConfigError, Embedding, Linear, RmsNorm, WeightError, WeightSource, check_finite};
+use crate::{
+    Config, ConfigError, Embedding, Linear, RmsNorm, WeightError, WeightSource, check_finite,
+    weights::check_finite_on,
+};
 
 /// Result of building a layer.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -74,9 +77,11 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight<B>> {
         let host = self.source.get_shaped(&format!("{}{name}", self.prefix), &[rows, cols])?;
-        check_finite(&host)?;
+        check_finite_on(&host, |tasks, run| self.backend.on_host(tasks, run))?;
         (self.on_weight)(host.bytes.len());
-        Ok(Weight::pack(self.backend, &host)?)
+        let weight = Weight::pack(self.backend, &host)?;
+        host.bytes.release(0..host.bytes.len());
+        Ok(weight)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<B>> {

@@ -1,5 +1,7 @@
 //! Where a model's weights come from.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use samebits_tensor::{Format, HostWeight};
 
 /// Weights by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`, `lm_head.weight`), in one
@@ -101,26 +103,61 @@ pub enum WeightError {
 /// # Errors
 /// [`WeightError::NotFinite`] with the first index.
 pub fn check_finite(weight: &HostWeight) -> Result<(), WeightError> {
-    let (block_bytes, block_len) = (weight.format.block_bytes(), weight.format.block_len());
-    let found = match weight.format {
-        Format::F32 => first_position(&weight.bytes, 4, |b| u32_at(b, 0) & 0x7f80_0000 == 0x7f80_0000),
-        Format::F16 => first_position(&weight.bytes, 2, |b| !f16_is_finite(b, 0)),
-        Format::BF16 => first_position(&weight.bytes, 2, |b| u16_at(b, 0) & 0x7f80 == 0x7f80),
-        // Code 255 of a power-of-two scale is NaN (OCP Microscaling 1.0, section 5.4.1).
-        Format::Mxfp4 => first_position(&weight.bytes, block_bytes, |b| b[0] == 255),
-        format => {
-            let scales = scale_offsets(format);
-            first_position(&weight.bytes, block_bytes, |b| scales.iter().any(|&at| !f16_is_finite(b, at)))
+    check_finite_on(weight, |tasks, run| (0..tasks).for_each(run))
+}
+
+/// [`check_finite`] in tasks, which `each` runs once for each number below the one it is given.
+pub(crate) fn check_finite_on(
+    weight: &HostWeight,
+    each: impl FnOnce(usize, &(dyn Fn(usize) + Sync)),
+) -> Result<(), WeightError> {
+    let first = AtomicUsize::new(usize::MAX);
+    let width = weight.format.block_bytes();
+    let blocks_of_task = TASK_BYTES / width;
+    let tasks: Vec<_> = weight.bytes.chunks(blocks_of_task * width).collect();
+    each(tasks.len(), &|i| {
+        if let Some(block) = first_bad(weight.format, tasks[i]) {
+            first.fetch_min(i * blocks_of_task + block, Ordering::Relaxed);
         }
-    };
-    match found {
-        None => Ok(()),
-        Some(block) => {
-            let (name, index) = (weight.name.clone(), block * block_len);
+    });
+    match first.into_inner() {
+        usize::MAX => Ok(()),
+        block => {
+            let (name, index) = (weight.name.clone(), block * weight.format.block_len());
             let value = bad_value(weight, block);
             Err(WeightError::NotFinite { name, index, value })
         }
     }
+}
+
+/// Bytes that are worth a task of their own.
+const TASK_BYTES: usize = 1 << 18;
+
+/// The first block in `bytes` with a value that is not finite.
+fn first_bad(format: Format, bytes: &[u8]) -> Option<usize> {
+    match format {
+        Format::F32 => first_position(bytes, |b: &[u8; 4]| u32_at(b, 0) & 0x7f80_0000 == 0x7f80_0000),
+        Format::F16 => first_position(bytes, |b: &[u8; 2]| !f16_is_finite(b, 0)),
+        Format::BF16 => first_position(bytes, |b: &[u8; 2]| u16_at(b, 0) & 0x7f80 == 0x7f80),
+        // Code 255 of a power-of-two scale is NaN (OCP Microscaling 1.0, section 5.4.1).
+        Format::Mxfp4 => first_position(bytes, |b: &[u8; 17]| b[0] == 255),
+        Format::Q4_0 | Format::Iq4Nl => first_bad_scale::<18, 1>(format, bytes),
+        Format::Q5_0 => first_bad_scale::<22, 1>(format, bytes),
+        Format::Q8_0 => first_bad_scale::<34, 1>(format, bytes),
+        Format::Q4_1 => first_bad_scale::<20, 2>(format, bytes),
+        Format::Q5_1 => first_bad_scale::<24, 2>(format, bytes),
+        Format::Q2K => first_bad_scale::<84, 2>(format, bytes),
+        Format::Q3K => first_bad_scale::<110, 1>(format, bytes),
+        Format::Q4K => first_bad_scale::<144, 2>(format, bytes),
+        Format::Q5K => first_bad_scale::<176, 2>(format, bytes),
+        Format::Q6K => first_bad_scale::<210, 1>(format, bytes),
+    }
+}
+
+/// The same for blocks of `BYTES` bytes with `SCALES` scales and minima.
+fn first_bad_scale<const BYTES: usize, const SCALES: usize>(format: Format, bytes: &[u8]) -> Option<usize> {
+    let scales: [usize; SCALES] = scale_offsets(format).try_into().expect("the scales of the format");
+    first_position(bytes, |block: &[u8; BYTES]| scales.iter().any(|&at| !f16_is_finite(block, at)))
 }
 
 /// Byte offsets of the f16 scales and minima in a block (`ggml-common.h`).
@@ -135,8 +172,12 @@ fn scale_offsets(format: Format) -> &'static [usize] {
     }
 }
 
-fn first_position(bytes: &[u8], block_bytes: usize, is_bad: impl Fn(&[u8]) -> bool) -> Option<usize> {
-    bytes.chunks_exact(block_bytes).position(is_bad)
+fn first_position<const N: usize>(bytes: &[u8], is_bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
+    const GROUP: usize = 256;
+    let mut groups = bytes.as_chunks::<N>().0.chunks(GROUP).enumerate();
+    // A group is looked through to its end, which the compiler can do for many blocks at a time.
+    let (i, group) = groups.find(|(_, group)| group.iter().fold(false, |found, b| found | is_bad(b)))?;
+    group.iter().position(is_bad).map(|block| i * GROUP + block)
 }
 
 fn bad_value(weight: &HostWeight, block: usize) -> f32 {

@@ -142,6 +142,12 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         rows: &Tensor<Self>,
     ) -> Result<()>;
 
+    /// Runs `run` once for each number below `tasks`, in any order, on the backend's threads of the host where it has some:
+    /// for work on what a file holds.
+    fn on_host(&self, tasks: usize, run: impl Fn(usize) + Sync) {
+        (0..tasks).for_each(run);
+    }
+
     /// Lays a weight matrix out for this device, without changing a value. [`PlainWeight::unpack`] does it for
     /// a backend without a layout of its own.
     fn pack(&self, weight: &HostWeight) -> Result<Self::Weight>;

@@ -2,17 +2,34 @@ use std::{fmt, ops::Deref, ops::Range, sync::Arc};
 
 use crate::{DType, Error, Format, Result, Shape, dtype::Element};
 
+/// What owns the bytes of a [`Bytes`]: anything with a slice of them, or a mapped file.
+pub trait Storage: Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+
+    /// Says that the bytes in `range` are not needed soon. They stay what they are, but reading them may be slow.
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> Storage for T {
+    fn bytes(&self) -> &[u8] {
+        self.as_ref()
+    }
+}
+
 /// A cheaply cloned view of bytes that something else owns: a buffer, or a mapped file.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Storage>,
     range: Range<usize>,
 }
 
 impl Bytes {
     /// All bytes of `owner`.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
-        let range = 0..(*owner).as_ref().len();
+    pub fn new(owner: Arc<dyn Storage>) -> Self {
+        let range = 0..owner.bytes().len();
         Bytes { owner, range }
     }
 
@@ -24,12 +41,19 @@ impl Bytes {
         let start = self.range.start;
         Some(Bytes { owner: self.owner.clone(), range: start + range.start..start + range.end })
     }
+
+    /// Says that the bytes in `range` of this view, or what of it there is, are not needed soon: the memory that a mapped file
+    /// takes is given back. They can still be read.
+    pub fn release(&self, range: Range<usize>) {
+        let at = |i: usize| self.range.start + i.min(self.len());
+        self.owner.release(at(range.start)..at(range.end));
+    }
 }
 
 impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
     }
 }
 

@@ -30,7 +30,7 @@ pub use dtype::{DType, Scalar};
 pub use error::{Error, Result};
 pub use exp::{exp, gelu_tanh, sigmoid, silu, tanh};
 pub use format::{Format, FormatError, FormatKind};
-pub use host::{Bytes, HostTensor, HostWeight};
+pub use host::{Bytes, HostTensor, HostWeight, Storage};
 pub use ops::{Activation, AttentionBatch, AttentionParams, KvCache, KvShape, RopeTable};
 pub use shape::Shape;
 pub use tensor::Tensor;

@@ -82,6 +82,7 @@ impl GgufWeights {
             let from = (head * head_dim + 2 * i + half) * row_bytes;
             bytes.extend_from_slice(&tensor.bytes[from..from + row_bytes]);
         }
+        tensor.bytes.release(0..tensor.bytes.len());
         Ok(host_weight(name, tensor, bytes.into()))
     }
 }
