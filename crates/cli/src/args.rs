@@ -2,7 +2,9 @@ use std::{collections::hash_map::RandomState, hash::BuildHasher, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use samebits::{Builder, CpuOptions, Device, Isa, Model, Params, RunnerConfig, SamplingParams, Stop};
+use samebits::{
+    Builder, CpuOptions, Device, Isa, Model, Params, RunnerConfig, SamplingParams, Stop, tensor::Format,
+};
 
 /// Runs language models with the same bits on every chip.
 #[derive(Parser)]
@@ -18,6 +20,7 @@ Examples:
   samebits run ./model.Q4_K_M.gguf --raw \"Once upon a time\" --temperature 0.8 --seed 7
   samebits chat smollm2 --system \"Answer in one sentence.\"
   samebits plan smollm2 --max-model-len 8192
+  samebits bench smollm2 --against llama.cpp
   samebits doctor
 
 MODEL is a GGUF file, a directory with config.json and safetensors, a hub id such as
@@ -31,6 +34,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Say what serving a model would take, in bytes, before anything is allocated.
     Plan(PlanArgs),
+    /// Measure a model or the kernels against what the machine can do.
+    Bench(BenchArgs),
     /// Say which devices there are, and why others are not.
     Doctor(DoctorArgs),
 }
@@ -75,6 +80,75 @@ pub(crate) struct PlanArgs {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = BENCH_EXAMPLES)]
+pub(crate) struct BenchArgs {
+    /// GGUF file, directory, hub id or alias.
+    #[arg(required_unless_present = "kernels")]
+    pub(crate) model: Option<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Lengths of prompts to prefill, 0 for none; 128,512 if left out, as far as the model goes.
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) prompt_tokens: Option<Vec<usize>>,
+    /// Numbers of sequences to decode together, 0 for none.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,4,16,32")]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens that each sequence has before those decoded; 0,1024,4096 if left out, as far as the model goes.
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    pub(crate) context: Option<Vec<usize>>,
+    /// Decode every batch at every context, not only at the first, and every context with the first batch.
+    #[arg(long)]
+    pub(crate) grid: bool,
+    /// Tokens that each sequence decodes in a round.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) decode_tokens: usize,
+    /// Rounds; in each, every test runs once.
+    #[arg(long, short, value_name = "N", default_value_t = 10)]
+    pub(crate) repetitions: usize,
+    /// Most tokens in one step.
+    #[arg(long, default_value_t = 512, help_heading = "Serving")]
+    pub(crate) max_num_batched_tokens: usize,
+    /// Tokens of a page of the cache; a power of two up to 128.
+    #[arg(long, default_value_t = 32, help_heading = "Serving")]
+    pub(crate) block_size: usize,
+    /// Measure llama.cpp in turn, on the same GGUF file and as many threads; its programs are searched in PATH, or where
+    /// this says.
+    #[arg(long, value_name = "llama.cpp[=PATH]", value_parser = parse_against)]
+    pub(crate) against: Option<Against>,
+    /// Draw tokens a second by batch, and milliseconds a token by context.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Print one JSON object; docs/benchmarks.md has its fields.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Measure the linear kernels of the CPU instead of a model: every format on every instruction set.
+    #[arg(long, conflicts_with_all = ["model", "device", "prompt_tokens", "batch", "context", "grid", "decode_tokens",
+        "max_num_batched_tokens", "block_size", "against", "plot"])]
+    pub(crate) kernels: bool,
+    /// Formats of --kernels; all if left out.
+    #[arg(long, value_name = "FORMAT,...", value_delimiter = ',', requires = "kernels")]
+    pub(crate) format: Vec<Format>,
+}
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  samebits bench smollm2
+  samebits bench ./model.Q4_0.gguf --prompt-tokens 512 --batch 1,8 --context 0,2048 --threads 4
+  samebits bench ./model.Q4_0.gguf --against llama.cpp=/opt/llama.cpp/build/bin
+  samebits bench smollm2 --grid --plot cost.svg --json > cost.json
+  samebits bench --kernels --format Q4_0,Q4_K --isa avx2 --threads 1
+
+Each round runs every test once, and the machine's own limits between them: how fast it reads memory, and how many int8 and
+f32 operations it does. Figures are medians of the rounds. Ctrl-C ends after the test that runs, with what there is by then.";
+
+/// A program to measure in turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Against {
+    /// Where llama.cpp's programs are; searched in PATH if not given.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
@@ -85,15 +159,8 @@ pub(crate) struct DoctorArgs {
 pub(crate) struct ModelArgs {
     /// GGUF file, directory, hub id or alias.
     pub(crate) model: String,
-    /// Where to run: cpu, candle, candle-float or reference.
-    #[arg(long, default_value = "cpu", help_heading = "Device")]
-    pub(crate) device: String,
-    /// Threads of the CPU; one a core if left out.
-    #[arg(long, help_heading = "Device")]
-    pub(crate) threads: Option<usize>,
-    /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
-    #[arg(long, help_heading = "Device")]
-    pub(crate) isa: Option<String>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Longest context of a request, in tokens; the model's own at most.
     #[arg(long, default_value_t = 4096, help_heading = "Serving")]
     pub(crate) max_model_len: usize,
@@ -112,6 +179,19 @@ pub(crate) struct ModelArgs {
     /// Jinja file to use instead of the model's chat template.
     #[arg(long, value_name = "FILE", help_heading = "Serving")]
     pub(crate) chat_template: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to run: cpu, candle, candle-float or reference.
+    #[arg(long, default_value = "cpu", help_heading = "Device")]
+    pub(crate) device: String,
+    /// Threads of the CPU; one a core if left out.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) threads: Option<usize>,
+    /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) isa: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -157,15 +237,8 @@ pub(crate) struct SamplingArgs {
 
 impl ModelArgs {
     pub(crate) fn builder(&self) -> anyhow::Result<Builder> {
-        let device: Device = self.device.parse()?;
-        let isa = self.isa.as_deref().map(Isa::named).transpose()?;
-        if self.threads == Some(0) {
-            bail!("--threads is 0; give at least 1");
-        }
-        let builder = Model::builder(&self.model)
-            .device(device)
-            .cpu(CpuOptions { threads: self.threads, isa })
-            .runner(self.runner_config());
+        let (device, cpu) = self.device.choice()?;
+        let builder = Model::builder(&self.model).device(device).cpu(cpu).runner(self.runner_config());
         let Some(path) = &self.chat_template else { return Ok(builder) };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("--chat-template {}", path.display()))?;
@@ -180,6 +253,17 @@ impl ModelArgs {
             max_tokens_per_step: self.max_num_batched_tokens,
             max_seqs_per_step: self.max_num_seqs,
         }
+    }
+}
+
+impl DeviceArgs {
+    pub(crate) fn choice(&self) -> anyhow::Result<(Device, CpuOptions)> {
+        let device: Device = self.device.parse()?;
+        let isa = self.isa.as_deref().map(Isa::named).transpose()?;
+        if self.threads == Some(0) {
+            bail!("--threads is 0; give at least 1");
+        }
+        Ok((device, CpuOptions { threads: self.threads, isa }))
     }
 }
 
@@ -212,6 +296,14 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     parsed.ok_or_else(|| format!("{text:?} is not ID=VALUE, such as 42=-5"))
 }
 
+fn parse_against(text: &str) -> Result<Against, String> {
+    match text.split_once('=').map_or((text, None), |(program, path)| (program, Some(path))) {
+        ("llama.cpp", Some("")) => Err("no path after llama.cpp=".into()),
+        ("llama.cpp", path) => Ok(Against { path: path.map(PathBuf::from) }),
+        (program, _) => Err(format!("{program:?} is not known; only llama.cpp is")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -227,5 +319,29 @@ mod tests {
     fn a_bias_is_an_id_and_a_value() {
         assert_eq!(parse_bias("42=-5.5"), Ok((42, -5.5)));
         assert!(parse_bias("42").is_err() && parse_bias("x=1").is_err());
+    }
+
+    #[test]
+    fn a_peer_may_have_a_path() {
+        assert_eq!(parse_against("llama.cpp"), Ok(Against { path: None }));
+        assert_eq!(parse_against("llama.cpp=/opt/x=y"), Ok(Against { path: Some("/opt/x=y".into()) }));
+        assert!(parse_against("llama.cpp=").is_err() && parse_against("vllm").is_err());
+    }
+
+    #[test]
+    fn options_of_models_are_not_those_of_kernels() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' ')).map(|_| ());
+        assert!(parse("samebits bench --kernels --format q4_0,Q4_K --threads 1 --isa avx2 -r 3").is_ok());
+        assert!(parse("samebits bench m --batch 1,2 --context 0 --against llama.cpp").is_ok());
+        for wrong in [
+            "",
+            " m --kernels",
+            " --kernels --batch 2",
+            " m --format Q4_0",
+            " --kernels --format Q9",
+            " m --batch x",
+        ] {
+            assert!(parse(&format!("samebits bench{wrong}")).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! The `samebits` command: run, chat, plan and doctor.
+//! The `samebits` command: run, chat, plan, bench and doctor.
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod chat;
 mod doctor;
 mod output;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Chat(args) => chat::chat(&args),
         Command::Plan(args) => plan::plan(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -15,15 +15,20 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
-/// Loads a model with a progress bar on standard error, which appears only if loading takes a while.
+/// Loads a model with a progress bar, and starts serving it.
 pub(crate) fn open(builder: Builder) -> Result<Model, samebits::Error> {
+    with_bar(builder).open()
+}
+
+/// Shows a progress bar on standard error while the model is loaded, if that takes a while.
+pub(crate) fn with_bar(builder: Builder) -> Builder {
     let (start, bar) = (Instant::now(), OnceCell::new());
     let progress = move |done: u64, total: u64| {
         if start.elapsed().as_millis() > 300 {
             bar.get_or_init(|| loading_bar(total)).set_position(done);
         }
     };
-    builder.on_load(progress).open()
+    builder.on_load(progress)
 }
 
 /// Whether the reader of standard output has gone, which is no failure of ours.
@@ -35,6 +40,22 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+/// Rows of cells in columns: the first one aligned to the left, the others to the right.
+pub(crate) fn grid(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(i, cell)| match i {
+            0 => format!("{cell:<0$}", width(0)),
+            _ => format!("{cell:>0$}", width(i)),
+        });
+        cells.collect::<Vec<_>>().join("  ") + "\n"
+    };
+    rows.iter().map(line).collect()
 }
 
 fn loading_bar(total: u64) -> ProgressBar {
@@ -54,5 +75,11 @@ mod tests {
     #[test]
     fn a_table_is_aligned() {
         assert_eq!(table(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2\n");
+    }
+
+    #[test]
+    fn numbers_of_a_grid_end_together() {
+        let row = |cells: [&str; 3]| cells.map(String::from).to_vec();
+        assert_eq!(grid(&[row(["test", "a", "b"]), row(["x", "10", "2"])]), "test   a  b\nx     10  2\n");
     }
 }
