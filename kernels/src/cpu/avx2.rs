@@ -38,6 +38,7 @@ impl Simd for Avx2 {
     type I = [__m256i; 2];
     type M = [__m256; 2];
     const TILE: usize = 2;
+    const DENSE_TOKENS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -193,6 +194,13 @@ impl Simd for Avx2 {
         halves!(_mm256_mullo_epi32(a, b))
     }
     #[inline(always)]
+    fn add_product_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        // The upper half of `a` is its sign, which meets 0.
+        let b = self.and(b, self.splat_i32(0xffff));
+        let product: Self::I = halves!(_mm256_madd_epi16(a, b));
+        self.add_i32(acc, product)
+    }
+    #[inline(always)]
     fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
         halves!(_mm256_max_epi32(a, b))
     }
@@ -285,5 +293,30 @@ impl Simd for Avx2 {
         let s = self.splat_i32(bytemuck::cast(s));
         let sums: Self::I = halves!(_mm256_madd_epi16(u, s));
         self.add_i32(acc, sums)
+    }
+
+    #[inline(always)]
+    fn add_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn round_f16(self, x: Self::F) -> Self::F {
+        let rounded: [__m128i; 2] = halves!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        halves!(_mm256_cvtph_ps(rounded))
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        halves!(_mm256_max_epu16(a, b))
+    }
+    #[inline(always)]
+    fn at_least_u16(self, x: Self::I, least: u16) -> Self::I {
+        let magnitude = self.and(x, self.splat_i32(0x7fff_7fff));
+        let below = vector!([_mm256_set1_epi16(least as i16 - 1); 2]);
+        let kept: Self::I = halves!(_mm256_cmpgt_epi16(magnitude, below));
+        self.and(x, kept)
+    }
+    #[inline(always)]
+    fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        halves!(_mm256_fnmadd_ps(a, b, c))
     }
 }

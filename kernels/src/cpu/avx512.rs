@@ -32,6 +32,8 @@ impl Simd for Avx512 {
     type M = __mmask16;
     const TILE: usize = 8;
     const PANELS: usize = 2;
+    const DENSE_PANELS: usize = 2;
+    const DENSE_TOKENS: usize = 12;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -147,6 +149,11 @@ impl Simd for Avx512 {
         vector!(_mm512_mullo_epi32(a, b))
     }
     #[inline(always)]
+    fn add_product_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        // The upper half of `a` is its sign, which meets 0.
+        vector!(_mm512_dpwssd_epi32(acc, a, _mm512_and_si512(b, _mm512_set1_epi32(0xffff))))
+    }
+    #[inline(always)]
     fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
         vector!(_mm512_max_epi32(a, b))
     }
@@ -215,6 +222,26 @@ impl Simd for Avx512 {
         vector!({
             let u = _mm512_cvtepu8_epi16(_mm256_loadu_si256(u.as_ptr().cast()));
             _mm512_dpwssd_epi32(acc, u, _mm512_set1_epi32(bytemuck::cast(s)))
+        })
+    }
+
+    #[inline(always)]
+    fn add_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        vector!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn round_f16(self, x: Self::F) -> Self::F {
+        vector!(_mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)))
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        vector!(_mm512_max_epu16(a, b))
+    }
+    #[inline(always)]
+    fn at_least_u16(self, x: Self::I, least: u16) -> Self::I {
+        vector!({
+            let magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+            _mm512_maskz_mov_epi16(_mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(least as i16)), x)
         })
     }
 

@@ -15,6 +15,10 @@ pub(super) trait Codec {
     const OFFSET: i32;
     /// Whether the unsigned values stay below 128.
     const NARROW: bool;
+    /// The largest magnitude of a value.
+    const LARGEST: usize;
+    /// Most columns of a dot that one sub-scale multiplies: fewer than a sub-block has where that keeps a dot in 16 bits.
+    const PART: usize = 32;
     /// Whether scales are powers of two, stored as exponents.
     const EXPONENTS: bool = false;
 
@@ -35,7 +39,7 @@ pub(super) trait Codec {
 
 /// A codec's values as they are, plus an offset.
 macro_rules! linear_codec {
-    ($(#[$doc:meta])* $name:ident, $planes:ident, offset $offset:literal) => {
+    ($(#[$doc:meta])* $name:ident, $planes:ident, offset $offset:literal, largest $largest:literal $(, part $part:literal)?) => {
         $(#[$doc])*
         pub(super) struct $name;
 
@@ -43,6 +47,8 @@ macro_rules! linear_codec {
             const UNIT: usize = $planes::UNIT;
             const OFFSET: i32 = $offset;
             const NARROW: bool = $planes::NARROW;
+            const LARGEST: usize = $largest;
+            $(const PART: usize = $part;)?
 
             #[inline(always)]
             fn decode<S: Simd>(s: S, unit: &[u8]) -> [S::I; 8] {
@@ -61,40 +67,40 @@ macro_rules! linear_codec {
 
 linear_codec!(
     /// Q4_0.
-    Signed4, Bits4, offset 8
+    Signed4, Bits4, offset 8, largest 8
 );
 linear_codec!(
     /// Q4_1 and Q4_K.
-    Unsigned4, Bits4, offset 0
+    Unsigned4, Bits4, offset 0, largest 15
 );
 linear_codec!(
     /// Q5_0.
-    Signed5, Bits5, offset 16
+    Signed5, Bits5, offset 16, largest 16
 );
 linear_codec!(
     /// Q5_1 and Q5_K.
-    Unsigned5, Bits5, offset 0
+    Unsigned5, Bits5, offset 0, largest 31
 );
 linear_codec!(
     /// Q8_0.
-    Signed8, Bits8, offset 128
+    Signed8, Bits8, offset 128, largest 128
 );
 linear_codec!(
     /// Q2_K.
-    Unsigned2, Bits2, offset 0
+    Unsigned2, Bits2, offset 0, largest 3
 );
 linear_codec!(
     /// Q3_K.
-    Signed3, Bits3, offset 4
+    Signed3, Bits3, offset 4, largest 4
 );
 linear_codec!(
     /// Q6_K.
-    Signed6, Bits6, offset 32
+    Signed6, Bits6, offset 32, largest 32, part 8
 );
 
 /// A codec of indices of a table.
 macro_rules! table_codec {
-    ($(#[$doc:meta])* $name:ident, $values:ident, offset $offset:literal, narrow $narrow:literal, exponents $exponents:literal) => {
+    ($(#[$doc:meta])* $name:ident, $values:ident, offset $offset:literal, narrow $narrow:literal, exponents $exponents:literal, largest $largest:literal) => {
         $(#[$doc])*
         pub(super) struct $name;
 
@@ -107,6 +113,7 @@ macro_rules! table_codec {
             const OFFSET: i32 = $offset;
             const NARROW: bool = $narrow;
             const EXPONENTS: bool = $exponents;
+            const LARGEST: usize = $largest;
 
             #[inline(always)]
             fn decode<S: Simd>(s: S, unit: &[u8]) -> [S::I; 8] {
@@ -130,11 +137,11 @@ macro_rules! table_codec {
 
 table_codec!(
     /// IQ4_NL.
-    Iq4Nl, IQ4_NL_VALUES, offset 128, narrow false, exponents false
+    Iq4Nl, IQ4_NL_VALUES, offset 128, narrow false, exponents false, largest 127
 );
 table_codec!(
     /// MXFP4.
-    Mxfp4, MXFP4_VALUES, offset 12, narrow true, exponents true
+    Mxfp4, MXFP4_VALUES, offset 12, narrow true, exponents true, largest 12
 );
 
 const fn shifted(values: [i8; 16], offset: i16) -> [u8; 16] {

@@ -1,6 +1,6 @@
 //! Linear layers over weights in blocks: exact integer dots, and one float term a block, in the contract's order.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use samebits_tensor::{Format, contract::DOT_SPAN};
 
@@ -8,7 +8,7 @@ use super::{
     codec::{
         Codec, Iq4Nl, Mxfp4, Signed3, Signed4, Signed5, Signed6, Signed8, Unsigned2, Unsigned4, Unsigned5,
     },
-    dense::store_rows,
+    elementwise::{load_at, store_at},
     isa::{Isa, Kernel},
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
@@ -62,103 +62,318 @@ struct Blocks<'a, C, B> {
 impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
     type Output = ();
 
+    /// Many tiles of the full width share decoded weights; the others decode for themselves, as do those of a codec
+    /// whose units are stored as they are read.
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Task { layout, panels, x, .. } = self.task;
-        for (p, panel) in panels.chunks_exact(layout.bytes()).enumerate() {
-            for (start, width) in x.tiles() {
+        let shared = match self.task.x.tokens() / S::TILE {
+            many if many >= WORTH_STAGING && C::UNIT < size_of::<Unit>() => many * S::TILE,
+            _ => 0,
+        };
+        if shared > 0 {
+            match (S::PANELS, S::TILE) {
+                (2, 8) => self.wide::<S, 2, 8>(s, shared),
+                (1, 4) => self.wide::<S, 1, 4>(s, shared),
+                (1, 2) => self.wide::<S, 1, 2>(s, shared),
+                _ => self.wide::<S, 1, 1>(s, shared),
+            }
+        }
+        for (p, panel) in self.task.panels.chunks_exact(self.task.layout.bytes()).enumerate() {
+            for (start, width) in self.task.x.tiles_from(shared) {
                 match width {
-                    8 => self.tile::<S, 8>(s, p, panel, start),
-                    4 => self.tile::<S, 4>(s, p, panel, start),
-                    2 => self.tile::<S, 2>(s, p, panel, start),
-                    _ => self.tile::<S, 1>(s, p, panel, start),
+                    8 => self.narrow::<S, 8>(s, p, panel, start),
+                    4 => self.narrow::<S, 4>(s, p, panel, start),
+                    2 => self.narrow::<S, 2>(s, p, panel, start),
+                    _ => self.narrow::<S, 1>(s, p, panel, start),
                 }
             }
         }
     }
 }
 
+/// Tiles from which on decoding weights to memory, once for all, is cheaper than decoding them to registers for each.
+const WORTH_STAGING: usize = 3;
+
+/// Bytes of activations that stay in a core's second cache beside the weights that stream by.
+const CACHED: usize = 256 << 10;
+
 impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
+    const SPAN_UNITS: usize = DOT_SPAN / 32;
+
     fn new(task: Task<'a>) -> Self {
         Blocks { task, encoding: PhantomData }
     }
 
-    /// 16 rows by `T` tokens.
+    fn panels(&self) -> usize {
+        self.task.panels.len() / self.task.layout.bytes()
+    }
+
+    /// The first `tokens` tokens, in tiles of `T`, by all panels, `P` at a time.
     #[inline(always)]
-    fn tile<S: Simd, const T: usize>(&mut self, s: S, p: usize, panel: &[u8], start: usize) {
+    fn wide<S: Simd, const P: usize, const T: usize>(&mut self, s: S, tokens: usize) {
+        if P != S::PANELS || T != S::TILE {
+            return;
+        }
+        let block = (CACHED / self.task.x.cols().max(1)).max(T) / T * T;
+        let mut stage = [Stage::zeros(); P];
+        for start in (0..tokens).step_by(block) {
+            let tokens = start..(start + block).min(tokens);
+            let whole = self.panels() / P * P;
+            for p in (0..whole).step_by(P) {
+                self.staged::<S, P, T>(s, p, tokens.clone(), &mut stage);
+            }
+            let Some(stage) = stage.first_chunk_mut() else { return };
+            for p in whole..self.panels() {
+                self.staged::<S, 1, T>(s, p, tokens.clone(), stage);
+            }
+        }
+    }
+
+    /// `P` panels by some tiles of `T` tokens. The integers of a span are decoded once for all tiles.
+    #[inline(always)]
+    fn staged<S: Simd, const P: usize, const T: usize>(
+        &mut self,
+        s: S,
+        p: usize,
+        tokens: Range<usize>,
+        stage: &mut [Stage; P],
+    ) {
+        let spans = self.task.layout.cols().div_ceil(DOT_SPAN);
+        for span in 0..spans {
+            let mut sides: [&[u8]; P] = [&[]; P];
+            for (i, (stage, sides)) in stage.iter_mut().zip(&mut sides).enumerate() {
+                let (units, side) = self.panel_span(p + i, span);
+                stage.decode::<S, C>(s, units);
+                *sides = side;
+            }
+            for start in tokens.clone().step_by(T) {
+                let acc = staged_span::<S, C, B, P, T>(s, stage, sides, self.x_span(start, T, span));
+                self.accumulate(s, p, start, span, acc);
+            }
+        }
+    }
+
+    /// One panel by `T` tokens.
+    #[inline(always)]
+    fn narrow<S: Simd, const T: usize>(&mut self, s: S, p: usize, panel: &[u8], start: usize) {
         if T > S::TILE {
             return;
         }
-        let Task { layout, x, out, .. } = &mut self.task;
-        let sums = spans::<S, C, B, T>(s, layout, panel, x.tile(start, T));
-        for (t, sum) in sums.into_iter().enumerate() {
-            store_rows(s, sum, &mut out.row(start + t)[p * LANES..]);
+        let (units, sides) = panel.split_at(self.task.layout.units_bytes());
+        let x = self.task.x.tile(start, T);
+        let blocks = DOT_SPAN / B::LEN;
+        let spans = units
+            .chunks(Self::SPAN_UNITS * C::UNIT)
+            .zip(sides.chunks(blocks * B::side(C::EXPONENTS).bytes))
+            .zip(x.q.chunks(T * DOT_SPAN))
+            .zip(x.scale.chunks(T * blocks))
+            .zip(x.bias.chunks(T * blocks * B::parts::<C>()))
+            .zip(x.sums.chunks(T * blocks * B::parts::<C>()));
+        let mut total = [s.splat(0.0); T];
+        for (((((units, sides), q), scale), bias), sums) in spans {
+            let x = Tile { q, scale, bias, sums };
+            let acc = packed_span::<S, C, B, T>(s, units, sides, x);
+            for (total, acc) in total.iter_mut().zip(acc) {
+                *total = s.add(*total, acc);
+            }
+        }
+        for (t, total) in total.into_iter().enumerate() {
+            store_at(s, total, self.task.out.row(start + t), p);
+        }
+    }
+
+    /// The units and the scales of a span of a panel.
+    #[inline(always)]
+    fn panel_span(&self, p: usize, span: usize) -> (&'a [u8], &'a [u8]) {
+        let Task { layout, panels, .. } = self.task;
+        let panel = &panels[p * layout.bytes()..(p + 1) * layout.bytes()];
+        let (units, sides) = panel.split_at(layout.units_bytes());
+        let per_span = DOT_SPAN / B::LEN;
+        let side = B::side(C::EXPONENTS).bytes;
+        let sides = &sides[..layout.blocks() * side];
+        (part(units, span, Self::SPAN_UNITS * C::UNIT), part(sides, span, per_span * side))
+    }
+
+    /// The part of a tile in a span.
+    #[inline(always)]
+    fn x_span(&self, start: usize, width: usize, span: usize) -> Tile<'a> {
+        let Tile { q, scale, bias, sums } = self.task.x.tile(start, width);
+        let blocks = DOT_SPAN / B::LEN * width;
+        Tile {
+            q: part(q, span, blocks * B::LEN),
+            scale: part(scale, span, blocks),
+            bias: part(bias, span, blocks * B::parts::<C>()),
+            sums: part(sums, span, blocks * B::parts::<C>()),
+        }
+    }
+
+    /// Spans are added in order. (No sum that starts at +0 is ever -0, so the first may replace what is there.)
+    #[inline(always)]
+    fn accumulate<S: Simd, const P: usize, const T: usize>(
+        &mut self,
+        s: S,
+        p: usize,
+        start: usize,
+        span: usize,
+        acc: [[S::F; T]; P],
+    ) {
+        for t in 0..T {
+            let row = self.task.out.row(start + t);
+            for (i, acc) in acc.iter().enumerate() {
+                let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
+                store_at(s, s.add(before, acc[t]), row, p + i);
+            }
         }
     }
 }
 
-/// The terms of one kind of block.
+/// Part `i` of a slice cut every `len` elements.
+#[inline(always)]
+fn part<T>(values: &[T], i: usize, len: usize) -> &[T] {
+    &values[(i * len).min(values.len())..((i + 1) * len).min(values.len())]
+}
+
+/// The eight groups of a decoded unit.
+type Unit = [[u8; 64]; 8];
+
+/// The decoded units of a span of one panel.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Stage([Unit; DOT_SPAN / 32]);
+
+impl Stage {
+    fn zeros() -> Self {
+        Stage([[[0; 64]; 8]; DOT_SPAN / 32])
+    }
+
+    #[inline(always)]
+    fn decode<S: Simd, C: Codec>(&mut self, s: S, units: &[u8]) {
+        for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.0) {
+            for (group, out) in C::decode(s, unit).into_iter().zip(out) {
+                s.store_bytes(group, out);
+            }
+        }
+    }
+}
+
+/// The terms of one kind of block. Both ways of adding a block to the accumulators have the same terms.
 trait BlockKind {
     /// Columns of a block.
     const LEN: usize;
-    /// Sub-blocks of a block.
-    const SUBS: usize;
+    /// Parts of a block, each with a bias and a sum.
+    fn parts<C: Codec>() -> usize;
     /// Where the scales of a block are.
     fn side(exponents: bool) -> Side;
-    /// Adds the term of one block to each token's accumulator.
-    fn add<S: Simd, C: Codec, const T: usize>(s: S, block: Block<'_>, acc: &mut [S::F; T]);
+    /// One panel: a unit in registers meets one token after the other.
+    fn packed<S: Simd, C: Codec, const T: usize>(
+        s: S,
+        units: &[u8],
+        side: &[u8],
+        x: Tile<'_>,
+        acc: &mut [S::F; T],
+    );
+    /// Decoded panels: an activation in a register meets all panels.
+    fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
+        s: S,
+        units: [&[Unit]; P],
+        sides: [&[u8]; P],
+        x: Tile<'_>,
+        acc: &mut [[S::F; T]; P],
+    );
 }
 
-/// One block of 16 rows and of a tile's tokens.
-struct Block<'a> {
-    units: &'a [u8],
-    side: &'a [u8],
-    x: Tile<'a>,
-}
-
-/// `dot`: one accumulator a span of 512 columns, then the spans in order. (No sum that starts at +0 is ever -0, so the
-/// first span may be added to +0.)
+/// The blocks of a part of a tile, with the tokens' `q`, `scale`, `bias` and `sums`.
 #[inline(always)]
-fn spans<S: Simd, C: Codec, B: BlockKind, const T: usize>(
+fn tile_blocks<C: Codec, B: BlockKind, const T: usize>(x: Tile<'_>) -> impl Iterator<Item = Tile<'_>> {
+    x.q.chunks_exact(T * B::LEN)
+        .zip(x.scale.chunks_exact(T))
+        .zip(x.bias.chunks_exact(T * B::parts::<C>()))
+        .zip(x.sums.chunks_exact(T * B::parts::<C>()))
+        .map(|(((q, scale), bias), sums)| Tile { q, scale, bias, sums })
+}
+
+/// One accumulator a token for the blocks of a span, in order.
+#[inline(always)]
+fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize>(
     s: S,
-    layout: &PanelLayout,
-    panel: &[u8],
+    units: &[u8],
+    sides: &[u8],
     x: Tile<'_>,
 ) -> [S::F; T] {
-    let per_span = DOT_SPAN / B::LEN;
-    let (unit, side) = (C::UNIT * (B::LEN / 32), B::side(C::EXPONENTS).bytes);
-    let (units, sides) = panel.split_at(layout.units_bytes());
-    let spans = units
-        .chunks(per_span * unit)
-        .zip(sides.chunks(per_span * side))
-        .zip(x.q.chunks(per_span * T * B::LEN))
-        .zip(x.scale.chunks(per_span * T))
-        .zip(x.bias.chunks(per_span * T * B::SUBS))
-        .zip(x.sums.chunks(per_span * T * B::SUBS));
-    let mut total = [s.splat(0.0); T];
-    for (((((units, sides), q), scale), bias), sums) in spans {
-        let blocks = units
-            .chunks_exact(unit)
-            .zip(sides.chunks_exact(side))
-            .zip(q.chunks_exact(T * B::LEN))
-            .zip(scale.chunks_exact(T))
-            .zip(bias.chunks_exact(T * B::SUBS))
-            .zip(sums.chunks_exact(T * B::SUBS));
-        let mut acc = [s.splat(0.0); T];
-        for (((((units, side), q), scale), bias), sums) in blocks {
-            B::add::<S, C, T>(s, Block { units, side, x: Tile { q, scale, bias, sums } }, &mut acc);
+    let mut acc = [s.splat(0.0); T];
+    let units = units.chunks_exact(C::UNIT * (B::LEN / 32));
+    let sides = sides.chunks_exact(B::side(C::EXPONENTS).bytes);
+    for ((units, side), x) in units.zip(sides).zip(tile_blocks::<C, B, T>(x)) {
+        B::packed::<S, C, T>(s, units, side, x, &mut acc);
+    }
+    acc
+}
+
+/// [`packed_span`] of several panels.
+#[inline(always)]
+fn staged_span<S: Simd, C: Codec, B: BlockKind, const P: usize, const T: usize>(
+    s: S,
+    stage: &[Stage; P],
+    sides: [&[u8]; P],
+    x: Tile<'_>,
+) -> [[S::F; T]; P] {
+    let mut acc = [[s.splat(0.0); T]; P];
+    let (per_block, bytes) = (B::LEN / 32, B::side(C::EXPONENTS).bytes);
+    for (block, x) in tile_blocks::<C, B, T>(x).enumerate() {
+        let (mut of_units, mut of_sides): ([&[Unit]; P], [&[u8]; P]) = ([&[]; P], [&[]; P]);
+        for p in 0..P {
+            of_units[p] = &stage[p].0[block * per_block..(block + 1) * per_block];
+            of_sides[p] = &sides[p][block * bytes..(block + 1) * bytes];
         }
-        for (total, acc) in total.iter_mut().zip(acc) {
-            *total = s.add(*total, acc);
+        B::staged::<S, C, P, T>(s, of_units, of_sides, x, &mut acc);
+    }
+    acc
+}
+
+/// Adds to `dot` the products of groups `groups` of a unit with 32 values of one token.
+#[inline(always)]
+fn dot<S: Simd, C: Codec>(s: S, mut dot: S::I, unit: &[S::I; 8], groups: Range<usize>, q: &[u8; 32]) -> S::I {
+    for g in groups {
+        dot = C::dot(s, dot, unit[g], four(s, q, g));
+    }
+    dot
+}
+
+/// [`dot`] for every token and panel.
+#[inline(always)]
+fn dots<S: Simd, C: Codec, const P: usize, const T: usize>(
+    s: S,
+    dots: &mut [[S::I; T]; P],
+    units: [&Unit; P],
+    groups: Range<usize>,
+    q: [&[u8; 32]; T],
+) {
+    for g in groups {
+        for t in 0..T {
+            let x = four(s, q[t], g);
+            for (unit, dots) in units.iter().zip(dots.iter_mut()) {
+                dots[t] = C::dot(s, dots[t], s.load_bytes(&unit[g]), x);
+            }
         }
     }
-    total
+}
+
+/// The 32 columns from `at` on of a token's values.
+#[inline(always)]
+fn columns(q: &[u8], at: usize) -> &[u8; 32] {
+    q[at..].first_chunk().expect("32 columns")
 }
 
 /// Four activations of one token, in all lanes.
 #[inline(always)]
-fn four<S: Simd>(s: S, q: &[u8], group: usize) -> S::I {
+fn four<S: Simd>(s: S, q: &[u8; 32], group: usize) -> S::I {
     s.splat_i32(i32::from_le_bytes([q[4 * group], q[4 * group + 1], q[4 * group + 2], q[4 * group + 3]]))
+}
+
+/// What the offset of the codec adds to a dot, of entry `at` of the tokens' `bias`.
+#[inline(always)]
+fn bias<S: Simd, C: Codec>(s: S, bias: &[i32], at: usize) -> S::I {
+    s.splat_i32(if C::OFFSET == 0 { 0 } else { bias[at] })
 }
 
 #[inline(always)]
@@ -171,7 +386,11 @@ struct Of32<const MIN: bool>;
 
 impl<const MIN: bool> BlockKind for Of32<MIN> {
     const LEN: usize = 32;
-    const SUBS: usize = 1;
+
+    #[inline(always)]
+    fn parts<C: Codec>() -> usize {
+        1
+    }
 
     #[inline(always)]
     fn side(exponents: bool) -> Side {
@@ -179,28 +398,78 @@ impl<const MIN: bool> BlockKind for Of32<MIN> {
     }
 
     #[inline(always)]
-    fn add<S: Simd, C: Codec, const T: usize>(s: S, block: Block<'_>, acc: &mut [S::F; T]) {
-        let side = Self::side(C::EXPONENTS);
-        let weights = C::decode(s, block.units);
-        let scales = if C::EXPONENTS {
-            s.of_bits(s.shl::<23>(s.load_u8(block.side.first_chunk().expect("16 exponents"))))
-        } else {
-            f16s(s, block.side)
-        };
-        let Tile { q, scale, bias, sums } = block.x;
+    fn packed<S: Simd, C: Codec, const T: usize>(
+        s: S,
+        units: &[u8],
+        side: &[u8],
+        x: Tile<'_>,
+        acc: &mut [S::F; T],
+    ) {
+        let unit = C::decode(s, units);
+        let scales = Self::scales::<S, C>(s, side);
         for (t, acc) in acc.iter_mut().enumerate() {
-            let mut isum = s.splat_i32(bias[t]);
-            for (g, &weights) in weights.iter().enumerate() {
-                isum = C::dot(s, isum, weights, four(s, &q[32 * t..32 * (t + 1)], g));
-            }
-            let d = s.splat(scale[t]);
-            let mut term = s.mul(s.mul(scales, d), s.to_f32(isum));
-            if MIN {
-                let min = s.mul(f16s(s, &block.side[side.min..]), d);
-                term = s.add(term, s.mul(min, s.splat(f32::from(sums[t]))));
-            }
-            *acc = s.add(*acc, term);
+            let isum = dot::<S, C>(s, bias::<S, C>(s, x.bias, t), &unit, 0..8, columns(x.q, 32 * t));
+            *acc = s.add(*acc, Self::term(s, scales, isum, x, t));
         }
+    }
+
+    #[inline(always)]
+    fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
+        s: S,
+        units: [&[Unit]; P],
+        sides: [&[u8]; P],
+        x: Tile<'_>,
+        acc: &mut [[S::F; T]; P],
+    ) {
+        let isum = std::array::from_fn(|t| bias::<S, C>(s, x.bias, t));
+        let mut isum = [isum; P];
+        let q = std::array::from_fn(|t| columns(x.q, 32 * t));
+        dots::<S, C, P, T>(s, &mut isum, units.map(|units| &units[0]), 0..8, q);
+        for p in 0..P {
+            let scales = Self::scales::<S, C>(s, sides[p]);
+            for t in 0..T {
+                acc[p][t] = s.add(acc[p][t], Self::term(s, scales, isum[p][t], x, t));
+            }
+        }
+    }
+}
+
+impl<const MIN: bool> Of32<MIN> {
+    /// Scales and minima of 16 rows.
+    #[inline(always)]
+    fn scales<S: Simd, C: Codec>(s: S, side: &[u8]) -> (S::F, S::F) {
+        let scales = if C::EXPONENTS {
+            s.of_bits(s.shl::<23>(s.load_u8(side.first_chunk().expect("16 exponents"))))
+        } else {
+            f16s(s, side)
+        };
+        (scales, if MIN { f16s(s, &side[Self::side(false).min..]) } else { scales })
+    }
+
+    #[inline(always)]
+    fn term<S: Simd>(s: S, (scales, minima): (S::F, S::F), isum: S::I, x: Tile<'_>, t: usize) -> S::F {
+        let d = s.splat(x.scale[t]);
+        let term = s.mul(s.mul(scales, d), s.to_f32(isum));
+        match MIN {
+            true => s.add(term, s.mul(s.mul(minima, d), s.splat(f32::from(x.sums[t])))),
+            false => term,
+        }
+    }
+}
+
+/// The groups of the parts of a unit with sub-blocks of `sub` columns.
+#[inline(always)]
+fn parts<C: Codec>(sub: usize) -> impl Iterator<Item = Range<usize>> {
+    let groups = C::PART.min(sub) / 4;
+    (0..8).step_by(groups).map(move |start| start..start + groups)
+}
+
+/// `sum + dot * scale`, where `dot` is over a part and `scale` fits i8.
+#[inline(always)]
+fn add_scaled<S: Simd, C: Codec>(s: S, sum: S::I, dot: S::I, scale: S::I, sub: usize) -> S::I {
+    match C::PART.min(sub) * C::LARGEST * 127 < 1 << 15 {
+        true => s.add_product_i16(sum, dot, scale),
+        false => s.add_i32(sum, s.mul_i32(dot, scale)),
     }
 }
 
@@ -211,7 +480,11 @@ struct Of256<const SUB: usize, const MIN: bool>;
 
 impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
     const LEN: usize = 256;
-    const SUBS: usize = 256 / SUB;
+
+    #[inline(always)]
+    fn parts<C: Codec>() -> usize {
+        256 / C::PART.min(SUB)
+    }
 
     #[inline(always)]
     fn side(_exponents: bool) -> Side {
@@ -219,45 +492,90 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
     }
 
     #[inline(always)]
-    fn add<S: Simd, C: Codec, const T: usize>(s: S, block: Block<'_>, acc: &mut [S::F; T]) {
-        let side = Self::side(false);
-        let Tile { q, scale, bias, sums } = block.x;
+    fn packed<S: Simd, C: Codec, const T: usize>(
+        s: S,
+        units: &[u8],
+        side: &[u8],
+        x: Tile<'_>,
+        acc: &mut [S::F; T],
+    ) {
         let mut isum = [s.splat_i32(0); T];
-        for (u, unit) in block.units.chunks_exact(C::UNIT).enumerate() {
-            let weights = C::decode(s, unit);
-            for part in 0..32 / SUB {
-                let sub = u * (32 / SUB) + part;
-                let sub_scales = &block.side[side.sub_scale + LANES * sub..];
-                let sub_scale = s.load_i8(sub_scales.first_chunk().expect("16 scales"));
+        for (u, unit) in units.chunks_exact(C::UNIT).enumerate() {
+            let unit = C::decode(s, unit);
+            for (part, groups) in parts::<C>(SUB).enumerate() {
+                let sub_scale = Self::sub_scale(s, side, (32 * u + 4 * groups.start) / SUB);
+                let part = u * Self::parts::<C>() / 8 + part;
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let q = &q[256 * t + 32 * u..256 * t + 32 * (u + 1)];
-                    let mut dot = s.splat_i32(bias[t * Self::SUBS + sub]);
-                    let groups = part * (SUB / 4)..(part + 1) * (SUB / 4);
-                    for (&weights, g) in weights[groups.clone()].iter().zip(groups) {
-                        dot = C::dot(s, dot, weights, four(s, q, g));
-                    }
-                    *isum = s.add_i32(*isum, s.mul_i32(dot, sub_scale));
+                    let bias = bias::<S, C>(s, x.bias, t * Self::parts::<C>() + part);
+                    let q = columns(x.q, 256 * t + 32 * u);
+                    let dot = dot::<S, C>(s, bias, &unit, groups.clone(), q);
+                    *isum = add_scaled::<S, C>(s, *isum, dot, sub_scale, SUB);
                 }
             }
         }
-        let scales = f16s(s, block.side);
         for (t, (acc, isum)) in acc.iter_mut().zip(isum).enumerate() {
-            let d = s.splat(scale[t]);
-            let mut term = s.mul(s.mul(scales, d), s.to_f32(isum));
-            if MIN {
-                let sums = &sums[t * Self::SUBS..(t + 1) * Self::SUBS];
-                let msum = minima(s, &block.side[side.sub_min..], sums);
-                let min = s.mul(f16s(s, &block.side[side.min..]), d);
-                term = s.sub(term, s.mul(min, s.to_f32(msum)));
-            }
-            *acc = s.add(*acc, term);
+            *acc = s.add(*acc, Self::term(s, side, isum, x, t));
         }
+    }
+
+    #[inline(always)]
+    fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
+        s: S,
+        units: [&[Unit]; P],
+        sides: [&[u8]; P],
+        x: Tile<'_>,
+        acc: &mut [[S::F; T]; P],
+    ) {
+        let mut isum = [[s.splat_i32(0); T]; P];
+        for u in 0..8 {
+            let unit = units.map(|units| &units[u]);
+            let q = std::array::from_fn(|t| columns(x.q, 256 * t + 32 * u));
+            for (part, groups) in parts::<C>(SUB).enumerate() {
+                let sub = (32 * u + 4 * groups.start) / SUB;
+                let part = u * Self::parts::<C>() / 8 + part;
+                let dot = std::array::from_fn(|t| bias::<S, C>(s, x.bias, t * Self::parts::<C>() + part));
+                let mut dot = [dot; P];
+                dots::<S, C, P, T>(s, &mut dot, unit, groups, q);
+                for p in 0..P {
+                    let sub_scale = Self::sub_scale(s, sides[p], sub);
+                    for t in 0..T {
+                        isum[p][t] = add_scaled::<S, C>(s, isum[p][t], dot[p][t], sub_scale, SUB);
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            for t in 0..T {
+                acc[p][t] = s.add(acc[p][t], Self::term(s, sides[p], isum[p][t], x, t));
+            }
+        }
+    }
+}
+
+impl<const SUB: usize, const MIN: bool> Of256<SUB, MIN> {
+    #[inline(always)]
+    fn sub_scale<S: Simd>(s: S, side: &[u8], sub: usize) -> S::I {
+        let sub_scales = &side[Side::of(false, 256 / SUB, MIN).sub_scale + LANES * sub..];
+        s.load_i8(sub_scales.first_chunk().expect("16 scales"))
+    }
+
+    #[inline(always)]
+    fn term<S: Simd>(s: S, side: &[u8], isum: S::I, x: Tile<'_>, t: usize) -> S::F {
+        let at = Side::of(false, 256 / SUB, MIN);
+        let d = s.splat(x.scale[t]);
+        let term = s.mul(s.mul(f16s(s, side), d), s.to_f32(isum));
+        if !MIN {
+            return term;
+        }
+        let subs = 256 / SUB;
+        let msum = minima_sum(s, &side[at.sub_min..], &x.sums[t * subs..(t + 1) * subs]);
+        s.sub(term, s.mul(s.mul(f16s(s, &side[at.min..]), d), s.to_f32(msum)))
     }
 }
 
 /// Sum of `sub_min * xsum` over the sub-blocks, two at a time.
 #[inline(always)]
-fn minima<S: Simd>(s: S, sub_min: &[u8], sums: &[i16]) -> S::I {
+fn minima_sum<S: Simd>(s: S, sub_min: &[u8], sums: &[i16]) -> S::I {
     let mut msum = s.splat_i32(0);
     for (mins, &sums) in sub_min.as_chunks::<{ 2 * LANES }>().0.iter().zip(sums.as_chunks::<2>().0) {
         msum = s.dot_pairs(msum, mins, sums);

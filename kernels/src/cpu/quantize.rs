@@ -11,12 +11,13 @@ use super::{
     panel::with_codec,
     simd::Simd,
 };
+use crate::parts::{Chunks, Parts};
 
 /// What the formats that can share quantised activations have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
     block: usize,
-    sub: usize,
+    part: usize,
     offset: i32,
 }
 
@@ -27,7 +28,7 @@ impl Kind {
             FormatKind::Blocks32 { .. } => (32, 32),
             FormatKind::Blocks256 { sub_len, .. } => (256, sub_len),
         };
-        Kind { block, sub, offset: with_codec!(format, C => C::OFFSET) }
+        with_codec!(format, C => Kind { block, part: C::PART.min(sub), offset: C::OFFSET })
     }
 }
 
@@ -40,9 +41,9 @@ pub struct Activations {
     tile: usize,
     q: Vec<u8>,
     scale: Vec<f32>,
-    /// `-offset * sum(q)` of each sub-block.
+    /// `-offset * sum(q)` of each part.
     bias: Vec<i32>,
-    /// `sum(q)` of each sub-block.
+    /// `sum(q)` of each part.
     sums: Vec<i16>,
 }
 
@@ -53,49 +54,59 @@ pub(super) struct Tile<'a> {
     pub(super) q: &'a [u8],
     /// `[blocks, tokens]`.
     pub(super) scale: &'a [f32],
-    /// `[blocks, tokens, subs]`.
+    /// `[blocks, tokens, parts]`.
     pub(super) bias: &'a [i32],
-    /// `[blocks, tokens, subs]`.
+    /// `[blocks, tokens, parts]`.
     pub(super) sums: &'a [i16],
 }
 
 impl Activations {
-    /// Room for the quantised activations `[m, k]` of a weight of `format`, read on the given instructions.
+    /// No activations yet.
+    pub const fn new() -> Self {
+        Activations {
+            kind: Kind { block: 32, part: 32, offset: 0 },
+            m: 0,
+            k: 0,
+            tile: 1,
+            q: Vec::new(),
+            scale: Vec::new(),
+            bias: Vec::new(),
+            sums: Vec::new(),
+        }
+    }
+
+    /// Makes room for the quantised activations `[m, k]` of a weight of `format`, read on the given instructions. Memory that
+    /// is there already is used again.
     ///
     /// # Panics
     /// If `k` is not whole blocks of a quantised format.
-    pub fn zeros(isa: Isa, m: usize, k: usize, format: Format) -> Self {
+    pub fn reset(&mut self, isa: Isa, m: usize, k: usize, format: Format) {
         let kind = Kind::of(format);
         assert!(k.is_multiple_of(kind.block), "{k} columns of {format}");
-        Activations {
-            kind,
-            m,
-            k,
-            tile: isa.tile(),
-            q: vec![0; m * k],
-            scale: vec![0.0; m * k / kind.block],
-            bias: vec![0; m * k / kind.sub],
-            sums: vec![0; m * k / kind.sub],
-        }
+        (self.kind, self.m, self.k, self.tile) = (kind, m, k, isa.tile());
+        grow(&mut self.q, m * k);
+        grow(&mut self.scale, m * k / kind.block);
+        grow(&mut self.bias, m * k / kind.part);
+        grow(&mut self.sums, m * k / kind.part);
     }
 
     /// Pieces of about `tokens` tokens with their rows of `x [m, k]`, to be quantised in any order.
     ///
     /// # Panics
     /// If `x` is not as long, or has no columns.
-    pub fn pieces<'a>(&'a mut self, x: &'a [f32], tokens: usize) -> impl Iterator<Item = Piece<'a>> {
+    pub fn pieces<'a>(&'a mut self, x: &'a [f32], tokens: usize) -> Pieces<'a> {
         let Activations { kind, m, k, tile, .. } = *self;
-        assert_eq!(x.len(), m * k, "activations [{m}, {k}]");
+        assert!(x.len() == m * k && k > 0, "activations [{m}, {k}]");
         // A piece is whole tiles, so that it is laid out as a matrix of its own.
         let tokens = tokens.max(1).next_multiple_of(tile);
-        let (blocks, subs) = (tokens * k / kind.block, tokens * k / kind.sub);
-        let parts = x
-            .chunks(tokens * k)
-            .zip(self.q.chunks_mut(tokens * k))
-            .zip(self.scale.chunks_mut(blocks))
-            .zip(self.bias.chunks_mut(subs))
-            .zip(self.sums.chunks_mut(subs));
-        parts.map(move |((((x, q), scale), bias), sums)| Piece { kind, k, tile, x, q, scale, bias, sums })
+        let (blocks, parts) = (k / kind.block, k / kind.part);
+        let out = (
+            Chunks::new(&mut self.q[..m * k], tokens * k),
+            Chunks::new(&mut self.scale[..m * blocks], tokens * blocks),
+            Chunks::new(&mut self.bias[..m * parts], tokens * parts),
+            Chunks::new(&mut self.sums[..m * parts], tokens * parts),
+        );
+        Pieces { kind, k, tile, tokens, x, out }
     }
 
     /// Whether these serve a weight of `format` too.
@@ -113,22 +124,22 @@ impl Activations {
         self.k
     }
 
-    /// First token and width of each tile.
+    /// First token and width of each tile from token `start` on.
     #[inline(always)]
-    pub(super) fn tiles(&self) -> Tiles {
-        Tiles { next: 0, end: self.m, widest: self.tile }
+    pub(super) fn tiles_from(&self, start: usize) -> Tiles {
+        Tiles { next: start, end: self.m, widest: self.tile }
     }
 
     /// The tile of `width` tokens from `start` on.
     #[inline(always)]
     pub(super) fn tile(&self, start: usize, width: usize) -> Tile<'_> {
         let part = |per_token: usize| start * per_token..(start + width) * per_token;
-        let (blocks, subs) = (part(self.k / self.kind.block), part(self.k / self.kind.sub));
+        let (blocks, parts) = (part(self.k / self.kind.block), part(self.k / self.kind.part));
         Tile {
             q: &self.q[part(self.k)],
             scale: &self.scale[blocks],
-            bias: &self.bias[subs.clone()],
-            sums: &self.sums[subs],
+            bias: &self.bias[parts.clone()],
+            sums: &self.sums[parts],
         }
     }
 }
@@ -157,6 +168,40 @@ impl Iterator for Tiles {
     }
 }
 
+/// Makes a vector at least `len` long.
+fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+    if values.len() < len {
+        values.resize(len, T::default());
+    }
+}
+
+/// [`Activations`] in pieces of whole tiles.
+pub struct Pieces<'a> {
+    kind: Kind,
+    k: usize,
+    tile: usize,
+    tokens: usize,
+    x: &'a [f32],
+    out: (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>),
+}
+
+// SAFETY: the parts of each are disjoint.
+unsafe impl<'a> Parts for Pieces<'a> {
+    type Part = Piece<'a>;
+
+    fn count(&self) -> usize {
+        self.out.count()
+    }
+
+    unsafe fn part(&self, i: usize) -> Piece<'a> {
+        let Pieces { kind, k, tile, tokens, x, .. } = *self;
+        let rows = i * tokens * k..((i + 1) * tokens * k).min(x.len());
+        // SAFETY: as the caller promises.
+        let (q, scale, bias, sums) = unsafe { self.out.part(i) };
+        Piece { kind, k, tile, x: &x[rows], q, scale, bias, sums }
+    }
+}
+
 /// Some tokens of [`Activations`], and the rows that they come from.
 pub struct Piece<'a> {
     kind: Kind,
@@ -182,7 +227,7 @@ impl Kernel for Piece<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Piece { kind, k, .. } = self;
-        let (blocks, subs) = (k / kind.block, kind.block / kind.sub);
+        let (blocks, parts) = (k / kind.block, kind.block / kind.part);
         for (start, width) in (Tiles { next: 0, end: self.x.len() / k, widest: self.tile }) {
             for token in 0..width {
                 let row = &self.x[(start + token) * k..(start + token + 1) * k];
@@ -190,10 +235,10 @@ impl Kernel for Piece<'_> {
                     let at = start * blocks + block * width + token;
                     let q = &mut self.q[at * kind.block..(at + 1) * kind.block];
                     self.scale[at] = block_of(s, x, q);
-                    for (sub, q) in q.chunks_exact(kind.sub).enumerate() {
+                    for (part, q) in q.chunks_exact(kind.part).enumerate() {
                         let sum = sum_bytes(s, q);
-                        self.bias[at * subs + sub] = -kind.offset * sum;
-                        self.sums[at * subs + sub] = sum as i16;
+                        self.bias[at * parts + part] = -kind.offset * sum;
+                        self.sums[at * parts + part] = sum as i16;
                     }
                 }
             }
@@ -260,12 +305,18 @@ pub(super) fn load_padded<S: Simd>(s: S, x: &[f32]) -> S::F {
     s.load(&lanes)
 }
 
-/// Sum of i8, a multiple of 16 of them.
+/// Sum of i8, a multiple of 8 of them.
 #[inline(always)]
 pub(super) fn sum_bytes<S: Simd>(s: S, q: &[u8]) -> i32 {
     let mut sum = s.splat_i32(0);
-    for q in q.as_chunks::<16>().0 {
+    let (q, rest) = q.as_chunks::<16>();
+    for q in q {
         sum = s.add_i32(sum, s.load_i8(q));
+    }
+    if let Some(rest) = rest.first_chunk::<8>() {
+        let mut padded = [0; 16];
+        padded[..8].copy_from_slice(rest);
+        sum = s.add_i32(sum, s.load_i8(&padded));
     }
     s.sum_i32(sum)
 }

@@ -1,5 +1,7 @@
 //! The vector machine that every kernel is written for.
 
+use half::f16;
+
 /// Sixteen 32-bit lanes of an instruction set, whatever the width of its registers.
 ///
 /// A value of the type proves that the CPU has the instructions, so the methods are safe. A vector of integers
@@ -15,6 +17,10 @@ pub(super) trait Simd: Copy {
     const TILE: usize;
     /// Panels of quantised weights that a tile of [`Self::TILE`] tokens takes at once.
     const PANELS: usize = 1;
+    /// Panels and tokens of the widest tile of a float linear layer: as many accumulators as the registers hold.
+    const DENSE_PANELS: usize = 1;
+    /// See [`Self::DENSE_PANELS`]; 1, 2, 4, 6, 8 or 12.
+    const DENSE_TOKENS: usize = 2;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 16]) -> Self::F;
@@ -33,6 +39,11 @@ pub(super) trait Simd: Copy {
     #[inline(always)]
     fn larger(self, a: Self::F, b: Self::F) -> Self::F {
         self.max(a, b)
+    }
+    /// `c + a * b` where `a * b` is an f32 exactly, so that fusing changes no bit.
+    #[inline(always)]
+    fn add_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        self.add(self.mul(a, b), c)
     }
     /// `c - a * b` where `a * b` is an f32 exactly, so that fusing changes no bit.
     #[inline(always)]
@@ -63,6 +74,11 @@ pub(super) trait Simd: Copy {
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
     /// Low half of the product.
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `acc + a * b`, where each `a` fits i16 and each `b` i8.
+    #[inline(always)]
+    fn add_product_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        self.add_i32(acc, self.mul_i32(a, b))
+    }
     fn max_i32(self, a: Self::I, b: Self::I) -> Self::I;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
@@ -88,6 +104,31 @@ pub(super) trait Simd: Copy {
     fn dot_u7(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I;
     /// `acc + u[0] * s[0] + u[1] * s[1]` for each lane: two unsigned bytes by two signed 16-bit integers.
     fn dot_pairs(self, acc: Self::I, u: &[u8; 32], s: [i16; 2]) -> Self::I;
+
+    /// The nearest f16, ties to even, widened.
+    #[inline(always)]
+    fn round_f16(self, x: Self::F) -> Self::F {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        self.load(&lanes.map(|x| f16::from_f32(x).to_f32()))
+    }
+    /// The larger of the unsigned 16-bit halves of each lane.
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        let low = self.splat_i32(0xffff);
+        let high = self.max_i32(self.shr::<16>(a), self.shr::<16>(b));
+        self.or(self.shl::<16>(high), self.max_i32(self.and(a, low), self.and(b, low)))
+    }
+    /// The 16-bit halves of each lane whose lower 15 bits are `least` or more, and 0 for the others.
+    #[inline(always)]
+    fn at_least_u16(self, x: Self::I, least: u16) -> Self::I {
+        let (zero, low) = (self.splat(0.0), self.splat_i32(0xffff));
+        let part = |mask: Self::M, x| self.bits(self.select(mask, zero, self.of_bits(x)));
+        let high = self.lt_i32(self.and(self.shr::<16>(x), self.splat_i32(0x7fff)), self.splat_i32(least.into()));
+        let high = part(high, self.shl::<16>(self.shr::<16>(x)));
+        let small = self.lt_i32(self.and(x, self.splat_i32(0x7fff)), self.splat_i32(least.into()));
+        self.or(high, part(small, self.and(x, low)))
+    }
 
     /// All of `rows`, lane `l` of result `i` being lane `i` of row `l`.
     #[inline(always)]
