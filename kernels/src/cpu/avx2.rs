@@ -1,16 +1,16 @@
-//! AVX2 with F16C: two registers a vector, and integer dots without VNNI.
+//! AVX2 with F16C and FMA: two registers a vector, and integer dots with or without VNNI.
 
 use std::arch::x86_64::*;
 
 use super::simd::Simd;
 
-/// Proof that the CPU has AVX2 and F16C.
+/// Proof that the CPU has AVX2, F16C and FMA, and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(());
+pub(super) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
-    /// The CPU must have AVX2 and F16C.
+    /// The CPU must have AVX2, F16C and FMA, and AVX-VNNI if `VNNI`.
     #[inline(always)]
     pub(super) unsafe fn new() -> Self {
         Avx2(())
@@ -33,7 +33,7 @@ macro_rules! halves {
     };
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type M = [__m256; 2];
@@ -265,6 +265,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn dot_u8(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I {
+        if VNNI {
+            return halves!(_mm256_dpbusd_avx_epi32(acc, u, s));
+        }
         // `maddubs` would saturate, so even and odd bytes are widened to 16 bits and multiplied apart.
         let low = vector!([_mm256_set1_epi16(255); 2]);
         let even: Self::I = self.and(u, low);
@@ -278,6 +281,9 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_u7(self, acc: Self::I, u: Self::I, s: Self::I) -> Self::I {
+        if VNNI {
+            return halves!(_mm256_dpbusd_avx_epi32(acc, u, s));
+        }
         // Two products are at most 2 * 127 * 127 in magnitude, which 16 bits hold.
         let ones = vector!([_mm256_set1_epi16(1); 2]);
         let pairs: Self::I = halves!(_mm256_maddubs_epi16(u, s));
