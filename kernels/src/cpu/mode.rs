@@ -1,7 +1,7 @@
 //! The floating-point mode of a thread, for tests of rule R4 of the contract.
 
 /// Makes the calling thread flush subnormal results to zero and take subnormal operands as zero, or stops it. Nothing
-/// happens on a CPU other than x86-64.
+/// happens on a CPU other than x86-64 and AArch64.
 ///
 /// For tests only: the compiler assumes the default mode, so code that depends on subnormals may do either. The contract's
 /// code does not.
@@ -17,11 +17,22 @@ pub fn flush_subnormals(on: bool) {
             std::arch::asm!("ldmxcsr [{0}]", in(reg) &raw const mode, options(nostack, preserves_flags));
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        const FLUSH: u64 = 1 << 24;
+        let mut mode: u64;
+        // SAFETY: reads and writes the control register; rounding and traps stay as they are.
+        unsafe {
+            std::arch::asm!("mrs {}, fpcr", out(reg) mode, options(nomem, nostack, preserves_flags));
+            mode = if on { mode | FLUSH } else { mode & !FLUSH };
+            std::arch::asm!("msr fpcr, {}", in(reg) mode, options(nostack, preserves_flags));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = on;
 }
 
-#[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 mod tests {
     use std::hint::black_box;
 
