@@ -20,6 +20,8 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -34,6 +36,8 @@ const ALL: &[Kind] = &[
     Kind::Scalar,
     #[cfg(target_arch = "x86_64")]
     Kind::Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Kind::AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Kind::Avx512,
     #[cfg(target_arch = "aarch64")]
@@ -84,7 +88,7 @@ impl Isa {
         env::var(Self::VARIABLE).map_or(Ok(Self::best()), |name| Self::named(&name))
     }
 
-    /// The one called `scalar`, `avx2`, `avx512`, `neon`, `dotprod` or `i8mm`.
+    /// The one called `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod` or `i8mm`.
     ///
     /// # Errors
     /// If there is none of that name, or this CPU does not have it.
@@ -98,6 +102,8 @@ impl Isa {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "aarch64")]
@@ -115,6 +121,8 @@ impl Isa {
             Kind::Scalar => "portable",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "AVX2 VNNI",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]
@@ -149,6 +157,9 @@ impl Isa {
             Kind::Avx2 => unsafe { run_avx2(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => unsafe { run_avxvnni(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { run_avx512(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
@@ -173,6 +184,8 @@ impl Kind {
                     && is_x86_feature_detected!("f16c")
                     && is_x86_feature_detected!("fma")
             }
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => Kind::Avx2.detected() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => {
                 Kind::Avx2.detected()
@@ -206,7 +219,16 @@ pub(super) trait Kernel {
 #[target_feature(enable = "avx2,f16c,fma")]
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Avx2::new() })
+    kernel.run(unsafe { Avx2::<false>::new() })
+}
+
+/// # Safety
+/// The CPU must have the features.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c,fma,avxvnni")]
+unsafe fn run_avxvnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller has seen to it that the CPU has the features.
+    kernel.run(unsafe { Avx2::<true>::new() })
 }
 
 /// # Safety
