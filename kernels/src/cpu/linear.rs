@@ -167,11 +167,12 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
             .zip(sides.chunks(blocks * B::side(C::EXPONENTS).bytes))
             .zip(x.q.chunks(T * DOT_SPAN))
             .zip(x.scale.chunks(T * blocks))
+            .zip(x.scaled_sums.chunks(T * blocks))
             .zip(x.bias.chunks(T * blocks * B::parts::<C>()))
             .zip(x.sums.chunks(T * blocks * B::parts::<C>()));
         let mut total = [s.splat(0.0); T];
-        for (((((units, sides), q), scale), bias), sums) in spans {
-            let x = Tile { q, scale, bias, sums };
+        for ((((((units, sides), q), scale), scaled_sums), bias), sums) in spans {
+            let x = Tile { q, scale, scaled_sums, bias, sums };
             let acc = packed_span::<S, C, B, T>(s, units, sides, x);
             for (total, acc) in total.iter_mut().zip(acc) {
                 *total = s.add(*total, acc);
@@ -197,11 +198,12 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     /// The part of a tile in a span.
     #[inline(always)]
     fn x_span(&self, start: usize, width: usize, span: usize) -> Tile<'a> {
-        let Tile { q, scale, bias, sums } = self.task.x.tile(start, width);
+        let Tile { q, scale, scaled_sums, bias, sums } = self.task.x.tile(start, width);
         let blocks = DOT_SPAN / B::LEN * width;
         Tile {
             q: part(q, span, blocks * B::LEN),
             scale: part(scale, span, blocks),
+            scaled_sums: part(scaled_sums, span, blocks),
             bias: part(bias, span, blocks * B::parts::<C>()),
             sums: part(sums, span, blocks * B::parts::<C>()),
         }
@@ -287,9 +289,10 @@ trait BlockKind {
 fn tile_blocks<C: Codec, B: BlockKind, const T: usize>(x: Tile<'_>) -> impl Iterator<Item = Tile<'_>> {
     x.q.chunks_exact(T * B::LEN)
         .zip(x.scale.chunks_exact(T))
+        .zip(x.scaled_sums.chunks_exact(T))
         .zip(x.bias.chunks_exact(T * B::parts::<C>()))
         .zip(x.sums.chunks_exact(T * B::parts::<C>()))
-        .map(|(((q, scale), bias), sums)| Tile { q, scale, bias, sums })
+        .map(|((((q, scale), scaled_sums), bias), sums)| Tile { q, scale, scaled_sums, bias, sums })
 }
 
 /// One accumulator a token for the blocks of a span, in order.
@@ -381,7 +384,7 @@ fn f16s<S: Simd>(s: S, side: &[u8]) -> S::F {
     s.load_f16(side.first_chunk().expect("16 scales"))
 }
 
-/// Blocks of 32, perhaps with minima: `(scale * d) * isum (+ (min * d) * xsum)`.
+/// Blocks of 32, perhaps with minima: `(scale * d) * isum (+ min * (d * xsum))`.
 struct Of32<const MIN: bool>;
 
 impl<const MIN: bool> BlockKind for Of32<MIN> {
@@ -451,7 +454,7 @@ impl<const MIN: bool> Of32<MIN> {
         let d = s.splat(x.scale[t]);
         let term = s.mul(s.mul(scales, d), s.to_f32(isum));
         match MIN {
-            true => s.add(term, s.mul(s.mul(minima, d), s.splat(f32::from(x.sums[t])))),
+            true => s.add(term, s.mul(minima, s.splat(x.scaled_sums[t]))),
             false => term,
         }
     }

@@ -41,6 +41,8 @@ pub struct Activations {
     tile: usize,
     q: Vec<u8>,
     scale: Vec<f32>,
+    /// `scale * sum(q)` of each block of 32.
+    scaled_sums: Vec<f32>,
     /// `-offset * sum(q)` of each part.
     bias: Vec<i32>,
     /// `sum(q)` of each part.
@@ -54,6 +56,8 @@ pub(super) struct Tile<'a> {
     pub(super) q: &'a [u8],
     /// `[blocks, tokens]`.
     pub(super) scale: &'a [f32],
+    /// `[blocks, tokens]`.
+    pub(super) scaled_sums: &'a [f32],
     /// `[blocks, tokens, parts]`.
     pub(super) bias: &'a [i32],
     /// `[blocks, tokens, parts]`.
@@ -70,6 +74,7 @@ impl Activations {
             tile: 1,
             q: Vec::new(),
             scale: Vec::new(),
+            scaled_sums: Vec::new(),
             bias: Vec::new(),
             sums: Vec::new(),
         }
@@ -86,6 +91,7 @@ impl Activations {
         (self.kind, self.m, self.k, self.tile) = (kind, m, k, isa.tile());
         grow(&mut self.q, m * k);
         grow(&mut self.scale, m * k / kind.block);
+        grow(&mut self.scaled_sums, m * k / kind.block);
         grow(&mut self.bias, m * k / kind.part);
         grow(&mut self.sums, m * k / kind.part);
     }
@@ -103,6 +109,7 @@ impl Activations {
         let out = (
             Chunks::new(&mut self.q[..m * k], tokens * k),
             Chunks::new(&mut self.scale[..m * blocks], tokens * blocks),
+            Chunks::new(&mut self.scaled_sums[..m * blocks], tokens * blocks),
             Chunks::new(&mut self.bias[..m * parts], tokens * parts),
             Chunks::new(&mut self.sums[..m * parts], tokens * parts),
         );
@@ -137,7 +144,8 @@ impl Activations {
         let (blocks, parts) = (part(self.k / self.kind.block), part(self.k / self.kind.part));
         Tile {
             q: &self.q[part(self.k)],
-            scale: &self.scale[blocks],
+            scale: &self.scale[blocks.clone()],
+            scaled_sums: &self.scaled_sums[blocks],
             bias: &self.bias[parts.clone()],
             sums: &self.sums[parts],
         }
@@ -182,7 +190,7 @@ pub struct Pieces<'a> {
     tile: usize,
     tokens: usize,
     x: &'a [f32],
-    out: (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>),
+    out: (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>),
 }
 
 // SAFETY: the parts of each are disjoint.
@@ -197,8 +205,8 @@ unsafe impl<'a> Parts for Pieces<'a> {
         let Pieces { kind, k, tile, tokens, x, .. } = *self;
         let rows = i * tokens * k..((i + 1) * tokens * k).min(x.len());
         // SAFETY: as the caller promises.
-        let (q, scale, bias, sums) = unsafe { self.out.part(i) };
-        Piece { kind, k, tile, x: &x[rows], q, scale, bias, sums }
+        let (q, scale, scaled_sums, bias, sums) = unsafe { self.out.part(i) };
+        Piece { kind, k, tile, x: &x[rows], q, scale, scaled_sums, bias, sums }
     }
 }
 
@@ -210,6 +218,7 @@ pub struct Piece<'a> {
     x: &'a [f32],
     q: &'a mut [u8],
     scale: &'a mut [f32],
+    scaled_sums: &'a mut [f32],
     bias: &'a mut [i32],
     sums: &'a mut [i16],
 }
@@ -239,6 +248,7 @@ impl Kernel for Piece<'_> {
                         let sum = sum_bytes(s, q);
                         self.bias[at * parts + part] = -kind.offset * sum;
                         self.sums[at * parts + part] = sum as i16;
+                        self.scaled_sums[at] = self.scale[at] * sum as f32;
                     }
                 }
             }

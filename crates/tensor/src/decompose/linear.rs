@@ -10,7 +10,7 @@ use crate::{
 /// Float weights: the activation is rounded to the weight's type, then `dot`. Quantised weights: the
 /// activation is quantised in blocks as long as the weight's, integer dots are exact, and each block adds one
 /// term to `dot`:
-/// `(scale * d) * isum`, plus `(min * d) * xsum` or minus `(min_scale * d) * msum` where the format has a minimum.
+/// `(scale * d) * isum`, plus `min * (d * xsum)` or minus `(min_scale * d) * msum` where the format has a minimum.
 pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
     let (rows, cols) = weight.dims();
     check(x.dims()[1] == cols, "linear", || format!("x {} with weight [{rows}, {cols}]", x.shape()))?;
@@ -88,8 +88,8 @@ fn blocks32<B: Backend>(
         let isum = block_dot(&xq, &wq, block)?.cast(DType::F32)?;
         let term = outer(&d, scale, block)?.mul(&isum)?;
         let Some(min) = min else { return Ok(term) };
-        let xsum = value_sums(&xq, block)?.cast(DType::F32)?;
-        term.add(&outer(&d, min, block)?.mul(&xsum.repeat(1, q.dims()[0])?)?)
+        let xsum = d.at(1, block)?.mul(&value_sums(&xq, block)?.cast(DType::F32)?)?;
+        term.add(&min.at(1, block)?.repeat(0, xsum.dims()[0])?.mul(&xsum.repeat(1, q.dims()[0])?)?)
     })
 }
 
