@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, HostTensor, HostWeight,
-    KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, UnaryOp, Weight,
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, HostTensor,
+    HostWeight, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, UnaryOp, Weight,
 };
 
 /// One operation with its operands.
@@ -135,7 +135,7 @@ impl Case {
             Op::Scatter => one(scatter(&i[0], &i[1], &i[2])),
             Op::Plain => Ok(parts(backend.plain(&weights[0])?)),
             Op::Linear => one(i[0].linear(&weights[0])),
-            Op::Linears => i[0].linears(&weights.iter().collect::<Vec<_>>()),
+            Op::Linears => linears(&i[0], weights),
             Op::Embedding => one(i[0].embedding(&weights[0])),
             Op::RmsNorm(eps) => one(i[0].rms_norm(&i[1], *eps)),
             Op::LayerNorm(eps) => one(i[0].layer_norm(&i[1], &i[2], *eps)),
@@ -175,6 +175,19 @@ impl AttentionSteps {
         }
         let rows = Tensor::concat(&rows.iter().collect::<Vec<_>>(), 0)?;
         Ok(vec![rows, cache.k, cache.k_scale, cache.v, cache.v_scale])
+    }
+}
+
+/// Layers of one input, as many as the suite has formats of a kind.
+fn linears<B: Backend>(x: &Tensor<B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
+    fn of<const N: usize, B: Backend>(x: &Tensor<B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
+        Ok(x.linears::<N>(std::array::from_fn(|i| &weights[i]))?.into())
+    }
+    match weights.len() {
+        3 => of::<3, B>(x, weights),
+        5 => of::<5, B>(x, weights),
+        7 => of::<7, B>(x, weights),
+        n => Err(Error::shape("linears", format!("{n} weights"))),
     }
 }
 

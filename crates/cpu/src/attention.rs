@@ -1,8 +1,10 @@
 //! Attention and the cache it reads: which tokens and heads each thread computes.
 
-use std::{cell::RefCell, ops::Range};
+use std::cell::RefCell;
 
-use samebits_kernels::cpu::{AttentionScratch, AttentionTask, KvRows, MatrixMut, attend, quantize_block};
+use samebits_kernels::cpu::{
+    AttentionScratch, AttentionTask, Grid, KvRows, MatrixMut, attend, quantize_block,
+};
 use samebits_tensor::{AttentionBatch, AttentionParams, Error, KvCache, KvShape, Result, Tensor};
 
 use crate::{Cpu, backend::check_indices};
@@ -12,6 +14,8 @@ const TOKENS: usize = 16;
 
 thread_local! {
     static SCRATCH: RefCell<AttentionScratch> = RefCell::default();
+    /// Where the tokens of a batch are cut.
+    static ENDS: RefCell<Vec<usize>> = RefCell::default();
 }
 
 /// Quantises keys and values `[t, kv_heads, head_dim]` into their slots, in place.
@@ -53,13 +57,6 @@ fn rows(shape: KvShape, slots: &[i32]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Tokens of one sequence, one kv head, and the box of the result that they fill.
-struct Task<'a> {
-    tokens: Range<usize>,
-    kv_head: usize,
-    out: MatrixMut<'a>,
-}
-
 /// Attention of `q [t, heads, head_dim]` over a paged cache.
 pub(crate) fn attention(
     cpu: &Cpu,
@@ -81,13 +78,17 @@ pub(crate) fn attention(
     let tables = Tables::of(batch, cache.shape)?;
     let (values, positions) = (q.data().f32(op)?, batch.positions.data().i32(op)?);
     let width = heads * head_dim;
-    let mut out = vec![0.0; t * width];
-    let tasks = cut(sequences, cache.shape, MatrixMut::new(&mut out, t, width));
-    cpu.threads().each(tasks, |task| {
-        let Task { tokens, kv_head, out } = task;
+    let mut out = cpu.memory().elements(t * width);
+    let mut ends = ENDS.take();
+    cut(sequences, &mut ends);
+    let matrix = MatrixMut::new(out.as_mut_slice(), t, width);
+    let boxes = Grid::new(matrix, &ends, (width / cache.shape.kv_heads).max(1));
+    let across = boxes.across();
+    cpu.threads().each(boxes, |i, out| {
+        let tokens = Grid::rows(&ends, i / across);
         let task = AttentionTask {
             cache: rows,
-            kv_head,
+            kv_head: i % across,
             pages: tables.row(sequences[tokens.start]),
             positions: &positions[tokens.clone()],
             max_context: batch.max_context,
@@ -96,6 +97,7 @@ pub(crate) fn attention(
         };
         SCRATCH.with_borrow_mut(|scratch| attend(cpu.isa(), task, scratch, out));
     });
+    ENDS.set(ends);
     Ok(cpu.tensor([t, heads, head_dim], out))
 }
 
@@ -124,21 +126,14 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Cuts the result at sequences, every [`TOKENS`] tokens, and at kv heads.
-fn cut<'a>(sequences: &[i32], shape: KvShape, mut out: MatrixMut<'a>) -> Vec<Task<'a>> {
-    let group_width = out.cols() / shape.kv_heads;
-    let mut tasks = Vec::new();
-    let mut start = 0;
+/// Cuts tokens between sequences, and every [`TOKENS`] of one.
+fn cut(sequences: &[i32], ends: &mut Vec<usize>) {
+    ends.clear();
+    let mut end = 0;
     for run in sequences.chunk_by(|a, b| a == b) {
         for tokens in run.chunks(TOKENS) {
-            let (mut rows, rest) = out.split_rows(tokens.len());
-            for kv_head in 0..shape.kv_heads {
-                let (piece, others) = rows.split_cols(group_width);
-                tasks.push(Task { tokens: start..start + tokens.len(), kv_head, out: piece });
-                rows = others;
-            }
-            (out, start) = (rest, start + tokens.len());
+            end += tokens.len();
+            ends.push(end);
         }
     }
-    tasks
 }

@@ -3,6 +3,7 @@ use std::{ops::Range, sync::Arc};
 use samebits_kernels::{
     cpu::{self as kernels, Isa},
     memory::Arena,
+    parts::Chunks,
 };
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
@@ -12,9 +13,12 @@ use samebits_tensor::{
 
 use crate::{
     attention,
+    host::elementwise,
     host::{Buffer, host_primitives},
     linear,
+    memory::{Elements, Memory},
     packed::PackedWeight,
+    packed_file::Store,
     threads::Threads,
 };
 
@@ -38,8 +42,11 @@ pub struct Cpu {
 struct Shared {
     isa: Isa,
     threads: Threads,
+    memory: Memory,
     /// Where packed weights are.
     arena: Arena,
+    store: Store,
+    inputs: linear::Inputs,
     capabilities: Capabilities,
 }
 
@@ -47,6 +54,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Builder {
     threads: usize,
+    pin: bool,
     isa: Option<Isa>,
 }
 
@@ -54,6 +62,13 @@ impl Builder {
     /// How many threads compute; 0, the default, means `RAYON_NUM_THREADS`, or else one for each core.
     pub fn threads(mut self, count: usize) -> Self {
         self.threads = count;
+        self
+    }
+
+    /// Whether each thread but the caller's stays on a core of its own, which steadies timings on a machine that computes
+    /// nothing else. Not by default, since two programs that do so share the same cores.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.pin = pin;
         self
     }
 
@@ -66,7 +81,7 @@ impl Builder {
     /// The backend.
     ///
     /// # Errors
-    /// If `SAMEBITS_ISA` names no instruction set of this CPU, or threads cannot be started.
+    /// If `SAMEBITS_ISA` names no instruction set of this CPU, or threads cannot be started or pinned.
     pub fn build(self) -> Result<Cpu> {
         let error = |op, detail: String| Error::Backend { backend: NAME.into(), op, detail };
         let isa = self
@@ -74,6 +89,9 @@ impl Builder {
             .map_or_else(Isa::from_env, Ok)
             .map_err(|e| error("choose instructions", e.to_string()))?;
         let threads = Threads::new(self.threads).map_err(|e| error("start threads", e.to_string()))?;
+        if self.pin {
+            threads.pin().map_err(|detail| error("pin threads", detail))?;
+        }
         let count = threads.count();
         let capabilities = Capabilities {
             name: NAME.into(),
@@ -81,7 +99,17 @@ impl Builder {
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };
-        Ok(Cpu { shared: Arc::new(Shared { isa, threads, arena: Arena::default(), capabilities }) })
+        Ok(Cpu {
+            shared: Arc::new(Shared {
+                isa,
+                threads,
+                memory: Memory::pooled(),
+                arena: Arena::default(),
+                store: Store::default(),
+                inputs: linear::Inputs::default(),
+                capabilities,
+            }),
+        })
     }
 }
 
@@ -113,23 +141,30 @@ impl Cpu {
         &self.shared.threads
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.shared.memory
+    }
+
+    /// Quantised activations of steps before, whose memory is used again.
+    pub(crate) fn inputs(&self) -> &linear::Inputs {
+        &self.shared.inputs
+    }
+
     /// A tensor of this backend.
-    pub(crate) fn tensor(&self, shape: impl Into<Shape>, values: Vec<f32>) -> Tensor<Self> {
+    pub(crate) fn tensor(&self, shape: impl Into<Shape>, values: Elements<f32>) -> Tensor<Self> {
         Tensor::from_data(self, shape, DType::F32, values.into())
     }
 
     /// Fills a tensor like `x`, whole rows of `n` values at a time: `run` is given where a piece starts and the piece.
-    fn in_rows(
-        &self,
-        x: &Tensor<Self>,
-        n: usize,
-        run: impl Fn(usize, &mut [f32]) + Send + Sync,
-    ) -> Tensor<Self> {
-        let mut out = vec![0.0; x.shape().elements()];
+    fn in_rows(&self, x: &Tensor<Self>, n: usize, run: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<Self> {
+        let mut out = self.memory().elements(x.shape().elements());
         if !out.is_empty() {
             let piece = CHUNK.max(out.len().div_ceil(4 * self.threads().count())).next_multiple_of(n);
-            let pieces: Vec<_> = out.chunks_mut(piece).enumerate().collect();
-            self.threads().each(pieces, |(i, out)| run(i * piece, out));
+            self.threads().each(Chunks::new(out.as_mut_slice(), piece), |i, out| run(i * piece, out));
         }
         self.tensor(x.shape(), out)
     }
@@ -145,12 +180,30 @@ impl Backend for Cpu {
 
     host_primitives!();
 
+    fn binary(&self, op: BinaryOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
+        match (op, a.data(), b.data()) {
+            (BinaryOp::Add, Buffer::F32(x), Buffer::F32(y)) => Ok(self
+                .in_rows(a, 16, |at, out| elementwise::add(&x[at..at + out.len()], &y[at..], out))
+                .data()
+                .clone()),
+            _ => elementwise::binary(self.memory(), op, a.data(), b.data()),
+        }
+    }
+
     fn pack(&self, weight: &HostWeight) -> Result<PackedWeight> {
-        PackedWeight::pack(self.threads(), &self.shared.arena, weight)
+        let packed = PackedWeight::pack(self.threads(), &self.shared.arena, weight)?;
+        self.store().packed(&weight.name, &packed);
+        Ok(packed)
+    }
+
+    fn stored(&self, name: &str) -> Option<(PackedWeight, Format, usize, usize)> {
+        let packed = self.store().weight(name)?;
+        let (format, rows, cols) = (packed.format(), packed.rows(), packed.cols());
+        Some((packed, format, rows, cols))
     }
 
     fn on_host(&self, tasks: usize, run: impl Fn(usize) + Sync) {
-        self.threads().each((0..tasks).collect(), run);
+        self.threads().run(tasks, run);
     }
 
     fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>> {
@@ -158,12 +211,16 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
-        Ok(linear::linears(self, x, &[weight.packed()])?.remove(0))
+        let [y] = linear::linears(self, x, [weight.packed()])?;
+        Ok(y)
     }
 
-    fn linears(&self, x: &Tensor<Self>, weights: &[&Weight<Self>]) -> Result<Vec<Tensor<Self>>> {
-        let weights: Vec<_> = weights.iter().map(|weight| weight.packed()).collect();
-        linear::linears(self, x, &weights)
+    fn linears<const N: usize>(
+        &self,
+        x: &Tensor<Self>,
+        weights: [&Weight<Self>; N],
+    ) -> Result<[Tensor<Self>; N]> {
+        linear::linears(self, x, weights.map(Weight::packed))
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

@@ -9,10 +9,14 @@ mod attention;
 mod backend;
 mod host;
 mod linear;
+mod memory;
 mod packed;
+mod packed_file;
 mod threads;
 
 pub use backend::{Builder, Cpu};
 pub use host::{Buffer, Host};
+pub use memory::Elements;
 pub use packed::PackedWeight;
+pub use packed_file::{Fingerprint, PackedFile, PackedFileError};
 pub use samebits_kernels::cpu::{Isa, IsaError};

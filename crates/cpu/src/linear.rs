@@ -1,20 +1,29 @@
 //! Linear layers and embeddings: which rows of which weight each thread computes.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use bytemuck::pod_collect_to_vec;
 use half::{bf16, f16};
-use samebits_kernels::cpu::{Activations, Floats, LANES, MatrixMut, linear_blocks, linear_dense};
-use samebits_tensor::{DType, Error, Format, FormatKind, PlainWeight, Result, Tensor};
-
-use crate::{
-    Buffer, Cpu,
-    backend::check_indices,
-    packed::{PackedWeight, Parts},
+use samebits_kernels::{
+    cpu::{Activations, Bands, Floats, LANES, MatrixMut, linear_blocks, linear_dense},
+    parts::Chunks,
 };
+use samebits_tensor::{DType, Error, Format, FormatKind, PlainRowMut, PlainWeight, Result, Tensor};
+use smallvec::SmallVec;
+
+use crate::{Buffer, Cpu, backend::check_indices, memory::Memory, packed::PackedWeight};
 
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
+
+/// Tasks of a thread: the more, the less the last one to finish keeps the others waiting.
+const TASKS: usize = 16;
+
+/// Panels that kernels take at once where there are many tokens.
+const PANELS: usize = 2;
 
 /// Activations to quantise that are worth a task of their own.
 const TASK_VALUES: usize = 1 << 14;
@@ -22,90 +31,103 @@ const TASK_VALUES: usize = 1 << 14;
 /// Rows of an embedding in a task.
 const ROWS: usize = 16;
 
-/// One activation, quantised or rounded once for each kind of weight that reads it.
-enum Input {
-    Blocks(Activations),
-    Floats(Format, Floats),
-}
-
-impl Input {
-    fn of(cpu: &Cpu, x: &[f32], m: usize, k: usize, format: Format) -> Self {
-        if format.is_quantized() {
-            let mut input = Activations::zeros(cpu.isa(), m, k, format);
-            let pieces = input.pieces(x, (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count())));
-            cpu.threads().each(pieces.collect(), |piece| piece.quantize(cpu.isa()));
-            Input::Blocks(input)
-        } else {
-            Input::Floats(format, Floats::round(cpu.isa(), x, m, k, format))
-        }
-    }
-
-    fn serves(&self, format: Format) -> bool {
-        match self {
-            Input::Blocks(x) => x.serve(format),
-            Input::Floats(of, _) => *of == format,
-        }
-    }
-}
-
-/// Some panels of one weight, and the columns of its result that they give.
-struct Task<'a> {
-    weight: &'a PackedWeight,
-    panels: Range<usize>,
-    input: &'a Input,
-    out: MatrixMut<'a>,
-}
-
 /// `x [m, k]` times the transpose of each weight, as `[m, rows]` each.
-pub(crate) fn linears(cpu: &Cpu, x: &Tensor<Cpu>, weights: &[&PackedWeight]) -> Result<Vec<Tensor<Cpu>>> {
+pub(crate) fn linears<const N: usize>(
+    cpu: &Cpu,
+    x: &Tensor<Cpu>,
+    weights: [&PackedWeight; N],
+) -> Result<[Tensor<Cpu>; N]> {
     let (m, k) = (x.dims()[0], x.dims()[1]);
     if k == 0 {
         return Err(Error::shape("dot", "an empty contraction"));
     }
     let values = x.data().f32("linear")?;
-    let mut inputs: Vec<Input> = Vec::new();
-    for weight in weights {
-        if !inputs.iter().any(|input| input.serves(weight.format())) {
-            inputs.push(Input::of(cpu, values, m, k, weight.format()));
-        }
-    }
-    let mut outs: Vec<_> = weights.iter().map(|weight| vec![0.0; m * weight.rows()]).collect();
-    let mut tasks = Vec::new();
+    let mut inputs = SmallVec::<[Input; 2]>::new();
+    let served = weights.map(|weight| {
+        inputs.iter().position(|input| input.serves(weight.format())).unwrap_or_else(|| {
+            inputs.push(cpu.inputs().of(cpu, values, m, k, weight.format()));
+            inputs.len() - 1
+        })
+    });
+    let mut outs = weights.map(|weight| cpu.memory().elements(m * weight.rows()));
+    let (share, mut each) = (share(cpu, &weights, m), weights.iter());
+    let mut matrices = outs.each_mut().map(|out| {
+        let weight = each.next().expect("a weight for each result");
+        (MatrixMut::new(out.as_mut_slice(), m, weight.rows()), LANES * panels(weight, share, m))
+    });
+    cpu.threads().each(Bands::new(&mut matrices), |_, band| {
+        let (weight, input) = (weights[band.matrix], &inputs[served[band.matrix]]);
+        let panels = band.cols.start / LANES..band.cols.end.div_ceil(LANES);
+        input.times(cpu, weight, panels, band.out);
+    });
+    cpu.inputs().give(inputs);
+    let mut each = weights.iter();
+    Ok(outs.map(|out| {
+        let weight = each.next().expect("a weight for each result");
+        cpu.tensor([m, weight.rows()], out)
+    }))
+}
+
+/// Bytes of weights of a task.
+fn share(cpu: &Cpu, weights: &[&PackedWeight], m: usize) -> usize {
     let total: usize = weights.iter().map(|weight| weight.bytes()).sum();
-    let share = (total / (4 * cpu.threads().count())).max(TASK_BYTES / (1 + m / 4));
-    for (weight, out) in weights.iter().zip(&mut outs) {
-        let input = inputs.iter().find(|input| input.serves(weight.format()));
-        let input = input.ok_or_else(|| Error::shape("linear", "no input"))?;
-        cut(weight, input, MatrixMut::new(out, m, weight.rows()), share, &mut tasks);
-    }
-    cpu.threads().each(tasks, |task| run(cpu, task));
-    let outs = outs.into_iter().zip(weights);
-    Ok(outs.map(|(out, weight)| cpu.tensor([m, weight.rows()], out)).collect())
-}
-
-/// Cuts a weight into tasks of about `share` bytes.
-fn cut<'a>(
-    weight: &'a PackedWeight,
-    input: &'a Input,
-    mut out: MatrixMut<'a>,
-    share: usize,
-    tasks: &mut Vec<Task<'a>>,
-) {
-    let step = (share / weight.panel_bytes().max(1)).max(1);
-    let mut panel = 0;
-    while panel < weight.panels() {
-        let end = (panel + step).min(weight.panels());
-        let (piece, rest) = out.split_cols((end * LANES).min(weight.rows()) - panel * LANES);
-        tasks.push(Task { weight, panels: panel..end, input, out: piece });
-        (out, panel) = (rest, end);
+    match cpu.threads().count() {
+        1 => usize::MAX,
+        threads => (total / (TASKS * threads)).max(TASK_BYTES / (1 + m / 4)),
     }
 }
 
-fn run(cpu: &Cpu, task: Task<'_>) {
-    let Task { weight, panels, input, out } = task;
-    match input {
-        Input::Blocks(x) => linear_blocks(cpu.isa(), &weight.layout(), weight.panel_range(panels), x, out),
-        Input::Floats(_, x) => linear_dense(cpu.isa(), weight.dense(panels), x, out),
+/// Panels of a task of about `share` bytes.
+fn panels(weight: &PackedWeight, share: usize, m: usize) -> usize {
+    let panels = (share / weight.panel_bytes().max(1)).clamp(1, weight.panels().max(1));
+    if m < PANELS { panels } else { panels.next_multiple_of(PANELS) }
+}
+
+/// Inputs whose memory waits for the next layer.
+#[derive(Default)]
+pub(crate) struct Inputs {
+    spare: Mutex<Vec<Input>>,
+}
+
+/// One activation, quantised or rounded for a kind of weight.
+struct Input {
+    format: Format,
+    blocks: Activations,
+    floats: Floats,
+}
+
+impl Inputs {
+    fn of(&self, cpu: &Cpu, x: &[f32], m: usize, k: usize, format: Format) -> Input {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut input = spare.unwrap_or(Input { format, blocks: Activations::new(), floats: Floats::new() });
+        input.format = format;
+        if format.is_quantized() {
+            input.blocks.reset(cpu.isa(), m, k, format);
+            let tokens = (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count()));
+            cpu.threads().each(input.blocks.pieces(x, tokens), |_, piece| piece.quantize(cpu.isa()));
+        } else {
+            input.floats.round(cpu.isa(), x, m, k, format);
+        }
+        input
+    }
+
+    fn give(&self, inputs: impl IntoIterator<Item = Input>) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(inputs);
+    }
+}
+
+impl Input {
+    fn serves(&self, format: Format) -> bool {
+        if self.format.is_quantized() { self.blocks.serve(format) } else { self.format == format }
+    }
+
+    /// The columns of the product that some panels give.
+    fn times(&self, cpu: &Cpu, weight: &PackedWeight, panels: Range<usize>, out: MatrixMut<'_>) {
+        if self.format.is_quantized() {
+            linear_blocks(cpu.isa(), &weight.layout(), weight.panel_range(panels), &self.blocks, out);
+        } else {
+            linear_dense(cpu.isa(), weight.dense(panels), &self.floats, out);
+        }
     }
 }
 
@@ -140,37 +162,43 @@ pub(crate) fn embedding(cpu: &Cpu, ids: &Tensor<Cpu>, weight: &PackedWeight) -> 
     let ids = ids.data().i32("embedding")?;
     check_indices("embedding", ids, weight.rows())?;
     let cols = weight.cols();
-    let mut out = vec![0.0; ids.len() * cols];
-    if cols > 0 {
-        let pieces: Vec<_> = out.chunks_mut(ROWS * cols).zip(ids.chunks(ROWS)).collect();
-        cpu.threads().each(pieces, |(out, ids)| {
-            out.chunks_exact_mut(cols).zip(ids).for_each(|(out, &id)| row(weight, id as usize, out));
-        });
-    }
+    let mut out = cpu.memory().elements(ids.len() * cols);
+    cpu.threads().each(Chunks::new(out.as_mut_slice(), ROWS * cols), |i, out| {
+        let rows = out.chunks_exact_mut(cols).zip(&ids[i * ROWS..]);
+        rows.for_each(|(out, &id)| row(cpu.memory(), weight, id as usize, out));
+    });
     Ok(cpu.tensor([ids.len(), cols], out))
 }
 
 /// One row, dequantised in the contract's order.
-fn row(weight: &PackedWeight, row: usize, out: &mut [f32]) {
+fn row(memory: &Memory, weight: &PackedWeight, row: usize, out: &mut [f32]) {
     let (format, cols) = (weight.format(), weight.cols());
-    if !format.is_quantized() {
-        let mut bytes = vec![0; cols * format.block_bytes()];
-        weight.dense_row(row, &mut bytes);
-        return samebits_tensor::dequantize_row(format, &bytes, out);
-    }
-    let parts = Parts::of(format);
-    let mut plain = parts.rows(1, cols);
-    weight.block_row(row, &mut parts.row(&mut plain, 0, cols));
-    let sub_len = match format.kind() {
-        FormatKind::Blocks256 { sub_len, .. } => sub_len,
-        _ => format.block_len(),
+    let block = format.block_len();
+    let (sub_len, min, subs) = match format.kind() {
+        FormatKind::Dense => {
+            let mut bytes = memory.elements(cols * format.block_bytes());
+            weight.dense_row(row, bytes.as_mut_slice());
+            return samebits_tensor::dequantize_row(format, &bytes, out);
+        }
+        FormatKind::Blocks32 { min } => (block, min, 0),
+        FormatKind::Blocks256 { sub_len, min } => (sub_len, min, cols / sub_len),
     };
-    for (sub, (out, q)) in out.chunks_exact_mut(sub_len).zip(plain.q.chunks_exact(sub_len)).enumerate() {
-        let block = sub * sub_len / format.block_len();
-        let min = plain.min.as_ref().map(|min| min[block]);
-        let sub_min = plain.sub_min.as_ref().map(|min| f32::from(min[sub]));
-        let sub_scale = plain.sub_scale.as_ref().map(|scale| f32::from(scale[sub]));
-        let scale = sub_scale.map_or(plain.scale[block], |sub_scale| plain.scale[block] * sub_scale);
+    let (mut q, mut scale) = (memory.elements(cols), memory.elements(cols / block));
+    let mut minimum = memory.elements::<f32>(if min { cols / block } else { 0 });
+    let mut sub_scale = memory.elements::<i8>(subs);
+    let mut sub_min = memory.elements::<u8>(if min { subs } else { 0 });
+    let mut parts = PlainRowMut {
+        q: q.as_mut_slice(),
+        scale: scale.as_mut_slice(),
+        min: minimum.as_mut_slice(),
+        sub_scale: sub_scale.as_mut_slice(),
+        sub_min: sub_min.as_mut_slice(),
+    };
+    weight.block_row(row, &mut parts);
+    for (sub, (out, q)) in out.chunks_exact_mut(sub_len).zip(q.chunks_exact(sub_len)).enumerate() {
+        let at = sub * sub_len / block;
+        let (min, sub_min) = (minimum.get(at), sub_min.get(sub).map(|&min| f32::from(min)));
+        let scale = sub_scale.get(sub).map_or(scale[at], |&sub_scale| scale[at] * f32::from(sub_scale));
         for (out, &q) in out.iter_mut().zip(q) {
             let value = f32::from(q) * scale;
             *out = match (min, sub_min) {

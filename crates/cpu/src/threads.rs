@@ -3,11 +3,11 @@
 use std::{
     env, io,
     num::NonZero,
-    sync::{Mutex, PoisonError},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
-use samebits_kernels::pool::Pool;
+use samebits_kernels::{parts::Parts, pool::Pool};
 
 /// The variable that says how many threads compute where a program does not.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
@@ -24,25 +24,44 @@ impl Threads {
         Ok(Threads { pool: Pool::new(count)? })
     }
 
+    /// Keeps every thread but the caller's on a core of its own, the second of those that the process may use and on.
+    pub(crate) fn pin(&self) -> Result<(), String> {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        if cores.len() < self.count() {
+            return Err(format!("{} threads and {} cores to pin them to", self.count(), cores.len()));
+        }
+        let (caller, next, failed) = (thread::current().id(), AtomicUsize::new(1), AtomicUsize::new(0));
+        self.everywhere(|| {
+            if thread::current().id() != caller
+                && !core_affinity::set_for_current(cores[next.fetch_add(1, Ordering::Relaxed)])
+            {
+                failed.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        match failed.into_inner() {
+            0 => Ok(()),
+            failed => Err(format!("the system pins {failed} of {} threads not", self.count())),
+        }
+    }
+
     /// How many work at a time.
     pub(crate) fn count(&self) -> usize {
         self.pool.threads()
     }
 
-    /// Runs every task once, in any order.
-    pub(crate) fn each<T: Send>(&self, tasks: Vec<T>, run: impl Fn(T) + Sync) {
-        let slots: Vec<_> = tasks.into_iter().map(|task| Mutex::new(Some(task))).collect();
-        self.pool.run(slots.len(), &|i| {
-            let task = slots[i].lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(task) = task {
-                run(task);
-            }
-        });
+    /// Runs `run` once for each number below `tasks`, in any order.
+    pub(crate) fn run(&self, tasks: usize, run: impl Fn(usize) + Sync) {
+        self.pool.run(tasks, run);
+    }
+
+    /// Runs `run` once with each part and its number, in any order.
+    pub(crate) fn each<P: Parts>(&self, parts: P, run: impl Fn(usize, P::Part) + Sync) {
+        self.pool.each(parts, run);
     }
 
     /// Runs `f` once on every thread, the caller's included.
     pub(crate) fn everywhere(&self, f: impl Fn() + Sync) {
-        self.pool.everywhere(&f);
+        self.pool.everywhere(f);
     }
 }
 
@@ -53,17 +72,21 @@ fn asked_for() -> Option<NonZero<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use samebits_kernels::parts::Chunks;
 
     use super::*;
 
     #[test]
-    fn each_task_is_run_once() {
-        let threads = Threads::new(2).expect("threads");
-        let sum = AtomicUsize::new(0);
-        threads.each((0..100).collect(), |n| {
-            sum.fetch_add(n, Ordering::Relaxed);
-        });
-        assert_eq!(sum.into_inner(), 4950);
+    fn each_part_is_written_once() {
+        let (threads, mut values) = (Threads::new(2).expect("threads"), vec![0; 100]);
+        threads.each(Chunks::new(&mut values, 3), |i, part| part.iter_mut().for_each(|x| *x += 1 + i));
+        assert!(values.iter().enumerate().all(|(at, &x)| x == 1 + at / 3));
+    }
+
+    #[test]
+    fn threads_are_pinned_to_cores_there_are() {
+        let cores = core_affinity::get_core_ids().unwrap_or_default().len();
+        assert_eq!(Threads::new(1).expect("threads").pin().is_ok(), cores >= 1);
+        assert!(Threads::new(cores + 1).expect("threads").pin().is_err());
     }
 }

@@ -1,4 +1,4 @@
-use samebits_tensor::{Activation, Backend, Result, Tensor, Weight};
+use samebits_tensor::{Activation, Backend, Result, Tensor, Weight, try_map};
 
 use crate::{Loader, loader};
 
@@ -19,13 +19,8 @@ impl<B: Backend> Linear<B> {
 
     /// Several layers of one input `[m, in]`.
     pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor<B>) -> Result<[Tensor<B>; N]> {
-        let outputs = x.linears(&layers.map(|layer| &layer.weight))?;
-        let biased = layers.iter().zip(outputs).map(|(layer, y)| layer.add_bias(y));
-        let outputs = biased.collect::<Result<Vec<_>>>()?;
-        outputs.try_into().map_err(|_| samebits_tensor::Error::Shape {
-            op: "linears",
-            detail: format!("the backend did not return {N} outputs"),
-        })
+        let mut outputs = x.linears(layers.map(|layer| &layer.weight))?.into_iter();
+        try_map(layers, |layer| layer.add_bias(outputs.next().expect("an output for each layer")))
     }
 
     fn add_bias(&self, y: Tensor<B>) -> Result<Tensor<B>> {

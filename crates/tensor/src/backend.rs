@@ -65,6 +65,19 @@ pub enum CompareOp {
     Eq,
 }
 
+/// `f` of each, or the first error.
+pub fn try_map<T, U, const N: usize>(values: [T; N], mut f: impl FnMut(T) -> Result<U>) -> Result<[U; N]> {
+    let mut error = None;
+    let results = values.map(|value| match error {
+        Some(_) => None,
+        None => f(value).map_err(|e| error = Some(e)).ok(),
+    });
+    match error {
+        Some(error) => Err(error),
+        None => Ok(results.map(|result| result.expect("a result, where there is no error"))),
+    }
+}
+
 /// A device that computes the contract, or records it.
 ///
 /// The first part is what a backend must implement: exact primitives, whose results do not depend on an order
@@ -86,6 +99,11 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
 
     /// Copies a host tensor to the device.
     fn upload(&self, host: &HostTensor) -> Result<Self::Data>;
+    /// Copies the bytes of a tensor to the device, which fill its shape; as [`Backend::upload`] does, for bytes that the
+    /// caller keeps.
+    fn upload_bytes(&self, shape: &Shape, dtype: DType, bytes: &[u8]) -> Result<Self::Data> {
+        self.upload(&HostTensor::new(shape, dtype, bytes.to_vec().into())?)
+    }
     /// Copies a tensor to the host.
     ///
     /// # Errors
@@ -151,6 +169,12 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Lays a weight matrix out for this device, without changing a value. [`PlainWeight::unpack`] does it for
     /// a backend without a layout of its own.
     fn pack(&self, weight: &HostWeight) -> Result<Self::Weight>;
+    /// The weight called `name` as it was packed at an earlier start, its format, rows and columns, where the backend has such
+    /// a store.
+    fn stored(&self, name: &str) -> Option<(Self::Weight, Format, usize, usize)> {
+        let _ = name;
+        None
+    }
     /// The contract's view of a packed weight: its integers and scales.
     fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>>;
 
@@ -159,8 +183,12 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         decompose::linear(x, &self.plain(weight)?)
     }
     /// Several linear layers of one input, whose activation a backend may quantise once.
-    fn linears(&self, x: &Tensor<Self>, weights: &[&Weight<Self>]) -> Result<Vec<Tensor<Self>>> {
-        weights.iter().map(|weight| self.linear(x, weight)).collect()
+    fn linears<const N: usize>(
+        &self,
+        x: &Tensor<Self>,
+        weights: [&Weight<Self>; N],
+    ) -> Result<[Tensor<Self>; N]> {
+        try_map(weights, |weight| self.linear(x, weight))
     }
     /// Rows of a weight `[n, k]` at `ids [t]`, dequantised to f32 `[t, k]`. See [`decompose::embedding`].
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

@@ -84,18 +84,18 @@ impl HostTensor {
     /// If the bytes do not fill the shape exactly.
     pub fn new(shape: impl Into<Shape>, dtype: DType, bytes: Bytes) -> Result<Self> {
         let shape = shape.into();
-        let expected = shape.elements() * dtype.size();
-        if bytes.len() != expected {
-            let found = bytes.len();
-            return Err(Error::Bytes {
-                what: "host tensor".into(),
-                shape,
-                dtype: dtype.to_string(),
-                expected,
-                found,
-            });
-        }
+        Self::check(&shape, dtype, bytes.len())?;
         Ok(HostTensor { shape, dtype, bytes })
+    }
+
+    /// That `found` bytes fill a shape exactly.
+    pub(crate) fn check(shape: &Shape, dtype: DType, found: usize) -> Result<()> {
+        let expected = shape.elements() * dtype.size();
+        if found == expected {
+            return Ok(());
+        }
+        let (what, shape, dtype) = ("host tensor".into(), shape.clone(), dtype.to_string());
+        Err(Error::Bytes { what, shape, dtype, expected, found })
     }
 
     /// A tensor of the given elements.

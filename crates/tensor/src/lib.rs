@@ -24,7 +24,7 @@ mod tensor;
 pub mod testing;
 mod weight;
 
-pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, UnaryOp};
+pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, UnaryOp, try_map};
 pub use blocks::{PlainRowMut, PlainRows, dequantize_row, unpack_row, unpack_rows};
 pub use dtype::{DType, Scalar};
 pub use error::{Error, Result};
@@ -32,6 +32,6 @@ pub use exp::{exp, gelu_tanh, sigmoid, silu, tanh};
 pub use format::{Format, FormatError, FormatKind};
 pub use host::{Bytes, HostTensor, HostWeight, Storage};
 pub use ops::{Activation, AttentionBatch, AttentionParams, KvCache, KvShape, RopeTable};
-pub use shape::Shape;
+pub use shape::{Dims, Shape};
 pub use tensor::Tensor;
 pub use weight::{PlainWeight, Weight};

@@ -148,7 +148,7 @@ impl<B: Backend> Tensor<B> {
     }
 
     /// Several linear layers of this input.
-    pub fn linears(&self, weights: &[&Weight<B>]) -> Result<Vec<Tensor<B>>> {
+    pub fn linears<const N: usize>(&self, weights: [&Weight<B>; N]) -> Result<[Tensor<B>; N]> {
         weights.iter().try_for_each(|weight| self.expect_input_of(weight))?;
         self.backend().linears(self, weights)
     }

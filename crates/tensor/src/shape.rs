@@ -1,8 +1,13 @@
 use std::{fmt, ops::Deref};
 
+use smallvec::SmallVec;
+
+/// One number for each axis, without a heap for the few axes that models have.
+pub type Dims = SmallVec<[usize; 4]>;
+
 /// Extents of a tensor, outermost first. A rank-0 shape holds one element.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Shape(Vec<usize>);
+pub struct Shape(Dims);
 
 impl Shape {
     /// The extents.
@@ -21,8 +26,8 @@ impl Shape {
     }
 
     /// Row-major strides, in elements.
-    pub fn strides(&self) -> Vec<usize> {
-        let mut strides = vec![1; self.rank()];
+    pub fn strides(&self) -> Dims {
+        let mut strides = Dims::from_elem(1, self.rank());
         for axis in (1..self.rank()).rev() {
             strides[axis - 1] = strides[axis] * self.0[axis];
         }
@@ -53,19 +58,25 @@ impl Deref for Shape {
 
 impl From<&[usize]> for Shape {
     fn from(dims: &[usize]) -> Self {
-        Shape(dims.to_vec())
+        Shape(dims.into())
+    }
+}
+
+impl From<Dims> for Shape {
+    fn from(dims: Dims) -> Self {
+        Shape(dims)
     }
 }
 
 impl From<Vec<usize>> for Shape {
     fn from(dims: Vec<usize>) -> Self {
-        Shape(dims)
+        Shape(dims.into())
     }
 }
 
 impl<const N: usize> From<[usize; N]> for Shape {
     fn from(dims: [usize; N]) -> Self {
-        Shape(dims.to_vec())
+        Shape(dims.as_slice().into())
     }
 }
 

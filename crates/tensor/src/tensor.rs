@@ -1,7 +1,8 @@
 use std::ops::Range;
 
 use crate::{
-    Backend, BinaryOp, CompareOp, DType, Error, HostTensor, Result, Scalar, Shape, UnaryOp, dtype::Element,
+    Backend, BinaryOp, CompareOp, DType, Dims, Error, HostTensor, Result, Scalar, Shape, UnaryOp,
+    dtype::Element,
 };
 
 /// A tensor of a backend: shape, dtype, and the backend's buffer or node. Cloning is cheap.
@@ -28,7 +29,10 @@ impl<B: Backend> Tensor<B> {
 
     /// Copies elements to the device.
     pub fn of<T: Element>(backend: &B, shape: impl Into<Shape>, values: &[T]) -> Result<Self> {
-        Self::upload(backend, &HostTensor::of(shape, values)?)
+        let (shape, bytes) = (shape.into(), bytemuck::cast_slice(values));
+        HostTensor::check(&shape, T::DTYPE, bytes.len())?;
+        let data = backend.upload_bytes(&shape, T::DTYPE, bytes)?;
+        Ok(Self::from_data(backend, shape, T::DTYPE, data))
     }
 
     /// `shape` filled with `value`.
@@ -108,7 +112,7 @@ impl<B: Backend> Tensor<B> {
         });
         let fits = axes.len() == seen.len() && seen.iter().all(|&slot| slot);
         check(fits, "permute", || format!("{axes:?} is no order of the axes of {}", self.shape))?;
-        let shape: Shape = axes.iter().map(|&axis| self.shape[axis]).collect::<Vec<_>>().into();
+        let shape: Shape = axes.iter().map(|&axis| self.shape[axis]).collect::<Dims>().into();
         let data = self.backend.permute(self, axes, &shape)?;
         Ok(self.wrap(shape, self.dtype, data))
     }
@@ -339,7 +343,7 @@ impl<B: Backend> Tensor<B> {
     /// A new axis of extent 1 before `axis`, repeated to `extent`.
     pub fn repeat(&self, axis: usize, extent: usize) -> Result<Self> {
         check(axis <= self.shape.rank(), "repeat", || format!("axis {axis} of {}", self.shape))?;
-        let mut dims = self.dims().to_vec();
+        let mut dims = Dims::from(self.dims());
         dims.insert(axis, 1);
         let one = self.reshape(dims.clone())?;
         dims[axis] = extent;

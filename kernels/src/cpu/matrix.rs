@@ -1,6 +1,8 @@
 //! A matrix that threads write disjoint boxes of.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
+
+use crate::parts::Parts;
 
 /// A box of a row-major matrix, to be written: rows and columns can be split off for another thread.
 pub struct MatrixMut<'a> {
@@ -60,11 +62,154 @@ impl<'a> MatrixMut<'a> {
         let below = MatrixMut { start, rows: rest, ..self };
         (MatrixMut { rows: row, ..self }, below)
     }
+
+    /// The box of some rows and columns.
+    ///
+    /// # Safety
+    /// Nobody reaches the elements of that box in another way while the result is used.
+    unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "{rows:?}, {cols:?} of a matrix");
+        let (rows, cols, first) = (rows.len(), cols.len(), rows.start * self.stride + cols.start);
+        // SAFETY: the first element of a box that is inside; where the box is empty the start does not move.
+        let start = unsafe { self.start.add(if rows * cols == 0 { 0 } else { first }) };
+        MatrixMut { start, rows, cols, ..*self }
+    }
+}
+
+/// Matrices in bands of columns, numbered from one matrix to the next.
+pub struct Bands<'m, 'a> {
+    /// Each with how many columns a band of it has.
+    matrices: &'m mut [(MatrixMut<'a>, usize)],
+}
+
+/// Some columns of one of several matrices.
+pub struct Band<'a> {
+    /// Which matrix.
+    pub matrix: usize,
+    /// The columns.
+    pub cols: Range<usize>,
+    /// The box to write.
+    pub out: MatrixMut<'a>,
+}
+
+impl<'m, 'a> Bands<'m, 'a> {
+    /// Matrices, each with how many columns a band of it has.
+    ///
+    /// # Panics
+    /// If a band has no columns.
+    pub fn new(matrices: &'m mut [(MatrixMut<'a>, usize)]) -> Self {
+        assert!(matrices.iter().all(|(_, cols)| *cols > 0), "bands of no columns");
+        Bands { matrices }
+    }
+}
+
+// SAFETY: only boxes are given out, each once.
+unsafe impl Sync for Bands<'_, '_> {}
+
+// SAFETY: bands are disjoint, and the matrices are borrowed mutably for as long.
+unsafe impl<'m> Parts for Bands<'m, '_> {
+    type Part = Band<'m>;
+
+    fn count(&self) -> usize {
+        self.matrices.iter().map(|(out, cols)| out.cols().div_ceil(*cols)).sum()
+    }
+
+    unsafe fn part(&self, mut i: usize) -> Band<'m> {
+        for (matrix, (out, step)) in self.matrices.iter().enumerate() {
+            let bands = out.cols().div_ceil(*step);
+            if i < bands {
+                let cols = i * step..((i + 1) * step).min(out.cols());
+                // SAFETY: each band is given out once, as the caller promises.
+                return Band { matrix, cols: cols.clone(), out: unsafe { out.part(0..out.rows(), cols) } };
+            }
+            i -= bands;
+        }
+        unreachable!("a band below the count")
+    }
+}
+
+/// A matrix cut into boxes, numbered row by row.
+pub struct Grid<'a> {
+    matrix: MatrixMut<'a>,
+    ends: &'a [usize],
+    cols: usize,
+}
+
+impl<'a> Grid<'a> {
+    /// A matrix whose rows are cut at `ends`, which grow, and whose columns are cut every `cols`.
+    ///
+    /// # Panics
+    /// If a box would have no columns.
+    pub fn new(matrix: MatrixMut<'a>, ends: &'a [usize], cols: usize) -> Self {
+        assert!(cols > 0 && ends.is_sorted(), "a grid of {cols} columns");
+        Grid { matrix, ends, cols }
+    }
+
+    /// Boxes side by side.
+    pub fn across(&self) -> usize {
+        self.matrix.cols().div_ceil(self.cols)
+    }
+
+    /// The rows of band `band`.
+    pub fn rows(ends: &[usize], band: usize) -> Range<usize> {
+        band.checked_sub(1).map_or(0, |above| ends[above])..ends[band]
+    }
+}
+
+// SAFETY: only boxes are given out, each once.
+unsafe impl Sync for Grid<'_> {}
+
+// SAFETY: boxes are disjoint, since the ends grow, and the matrix is borrowed mutably for as long.
+unsafe impl<'a> Parts for Grid<'a> {
+    type Part = MatrixMut<'a>;
+
+    fn count(&self) -> usize {
+        self.ends.len() * self.across()
+    }
+
+    unsafe fn part(&self, i: usize) -> MatrixMut<'a> {
+        let (band, box_) = (i / self.across(), i % self.across());
+        let cols = box_ * self.cols..((box_ + 1) * self.cols).min(self.matrix.cols());
+        // SAFETY: each box is given out once, as the caller promises.
+        unsafe { self.matrix.part(Self::rows(self.ends, band), cols) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Counts in each element how often a part covers it.
+    fn visit<P: Parts>(parts: &P, add: impl Fn(P::Part)) {
+        // SAFETY: each number once, one after the other.
+        (0..parts.count()).for_each(|i| add(unsafe { parts.part(i) }));
+    }
+
+    fn increment(mut out: MatrixMut<'_>) {
+        (0..out.rows()).for_each(|row| out.row(row).iter_mut().for_each(|x| *x += 1.0));
+    }
+
+    #[test]
+    fn bands_cover_their_matrices() {
+        let (mut a, mut b) = (vec![0.0; 2 * 7], vec![0.0; 2 * 4]);
+        let mut matrices = [(MatrixMut::new(&mut a, 2, 7), 3), (MatrixMut::new(&mut b, 2, 4), 4)];
+        let bands = Bands::new(&mut matrices);
+        assert_eq!(bands.count(), 4);
+        visit(&bands, |band| {
+            assert_eq!((band.cols.len(), band.out.rows()), (band.out.cols(), 2));
+            increment(band.out);
+        });
+        assert!(a.into_iter().chain(b).all(|x| x == 1.0));
+    }
+
+    #[test]
+    fn a_grid_covers_its_matrix() {
+        let mut values = vec![0.0; 5 * 7];
+        let grid = Grid::new(MatrixMut::new(&mut values, 5, 7), &[2, 2, 5], 3);
+        assert_eq!((grid.count(), grid.across()), (9, 3));
+        visit(&grid, increment);
+        assert!(values.into_iter().all(|x| x == 1.0));
+    }
 
     #[test]
     fn boxes_are_disjoint_and_cover_the_matrix() {

@@ -22,13 +22,13 @@ mod quantize;
 mod scalar;
 mod simd;
 
-pub use attention::{AttentionScratch, AttentionTask, KvRows, attend};
+pub use attention::{AttentionScratch, AttentionTask, KvRows, Lanes, attend, attend_tiles, merge_tiles};
 pub use ceilings::{Everywhere, f32_peak, int8_peak, read_bandwidth};
-pub use dense::{DensePanels, Floats, linear_dense};
+pub use dense::{DenseLayout, DensePanels, FloatPiece, Floats, linear_dense};
 pub use elementwise::{activate, glu, rope, soft_cap};
 pub use isa::{Isa, IsaError};
 pub use linear::linear_blocks;
-pub use matrix::MatrixMut;
+pub use matrix::{Band, Bands, Grid, MatrixMut};
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};

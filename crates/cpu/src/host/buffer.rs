@@ -1,41 +1,40 @@
-use std::sync::Arc;
-
 use half::{bf16, f16};
-use samebits_tensor::{DType, Error, HostTensor, Result};
+use samebits_tensor::{DType, Error, Result};
+
+use crate::memory::{Elements, Memory};
 
 /// Elements of one tensor in host memory. Cloning shares them; writing to shared elements copies them first.
 #[derive(Clone, Debug)]
 pub enum Buffer {
     /// Elements of [`DType::F32`].
-    F32(Arc<Vec<f32>>),
+    F32(Elements<f32>),
     /// Elements of [`DType::F16`].
-    F16(Arc<Vec<f16>>),
+    F16(Elements<f16>),
     /// Elements of [`DType::BF16`].
-    BF16(Arc<Vec<bf16>>),
+    BF16(Elements<bf16>),
     /// Elements of [`DType::I8`].
-    I8(Arc<Vec<i8>>),
+    I8(Elements<i8>),
     /// Elements of [`DType::U8`].
-    U8(Arc<Vec<u8>>),
+    U8(Elements<u8>),
     /// Elements of [`DType::I32`].
-    I32(Arc<Vec<i32>>),
+    I32(Elements<i32>),
     /// Elements of [`DType::Bool`], 0 or 1.
-    Bool(Arc<Vec<u8>>),
+    Bool(Elements<u8>),
 }
 
 /// Runs one expression over the elements of a buffer, whatever their type. The expression gives the elements of a
 /// new buffer of the same type.
 macro_rules! map_elements {
     ($buffer:expr, $values:ident => $body:expr) => {{
-        use std::sync::Arc;
         use $crate::host::Buffer;
         match $buffer {
-            Buffer::F32($values) => Buffer::F32(Arc::new($body)),
-            Buffer::F16($values) => Buffer::F16(Arc::new($body)),
-            Buffer::BF16($values) => Buffer::BF16(Arc::new($body)),
-            Buffer::I8($values) => Buffer::I8(Arc::new($body)),
-            Buffer::U8($values) => Buffer::U8(Arc::new($body)),
-            Buffer::I32($values) => Buffer::I32(Arc::new($body)),
-            Buffer::Bool($values) => Buffer::Bool(Arc::new($body)),
+            Buffer::F32($values) => Buffer::F32($body),
+            Buffer::F16($values) => Buffer::F16($body),
+            Buffer::BF16($values) => Buffer::BF16($body),
+            Buffer::I8($values) => Buffer::I8($body),
+            Buffer::U8($values) => Buffer::U8($body),
+            Buffer::I32($values) => Buffer::I32($body),
+            Buffer::Bool($values) => Buffer::Bool($body),
         }
     }};
 }
@@ -43,16 +42,15 @@ macro_rules! map_elements {
 /// Runs one expression over two buffers of one type, as [`map_elements`] does over one.
 macro_rules! zip_elements {
     ($op:literal, $a:expr, $b:expr, ($x:ident, $y:ident) => $body:expr) => {{
-        use std::sync::Arc;
         use $crate::host::Buffer;
         match ($a, $b) {
-            (Buffer::F32($x), Buffer::F32($y)) => Buffer::F32(Arc::new($body)),
-            (Buffer::F16($x), Buffer::F16($y)) => Buffer::F16(Arc::new($body)),
-            (Buffer::BF16($x), Buffer::BF16($y)) => Buffer::BF16(Arc::new($body)),
-            (Buffer::I8($x), Buffer::I8($y)) => Buffer::I8(Arc::new($body)),
-            (Buffer::U8($x), Buffer::U8($y)) => Buffer::U8(Arc::new($body)),
-            (Buffer::I32($x), Buffer::I32($y)) => Buffer::I32(Arc::new($body)),
-            (Buffer::Bool($x), Buffer::Bool($y)) => Buffer::Bool(Arc::new($body)),
+            (Buffer::F32($x), Buffer::F32($y)) => Buffer::F32($body),
+            (Buffer::F16($x), Buffer::F16($y)) => Buffer::F16($body),
+            (Buffer::BF16($x), Buffer::BF16($y)) => Buffer::BF16($body),
+            (Buffer::I8($x), Buffer::I8($y)) => Buffer::I8($body),
+            (Buffer::U8($x), Buffer::U8($y)) => Buffer::U8($body),
+            (Buffer::I32($x), Buffer::I32($y)) => Buffer::I32($body),
+            (Buffer::Bool($x), Buffer::Bool($y)) => Buffer::Bool($body),
             (_, other) => return Err(other.mismatch($op, "the dtype of the other operand")),
         }
     }};
@@ -61,7 +59,7 @@ macro_rules! zip_elements {
 pub(crate) use {map_elements, zip_elements};
 
 /// A type that elements of a buffer have.
-pub(crate) trait Element: Copy {
+pub(crate) trait Element: bytemuck::Pod {
     /// The elements, if they are of this type; those of a mask are `u8`.
     fn of(buffer: &Buffer) -> Option<&[Self]>;
 }
@@ -78,9 +76,15 @@ macro_rules! typed {
                 }
             }
 
+            impl From<Elements<$type>> for Buffer {
+                fn from(values: Elements<$type>) -> Self {
+                    Buffer::$variant(values)
+                }
+            }
+
             impl From<Vec<$type>> for Buffer {
                 fn from(values: Vec<$type>) -> Self {
-                    Buffer::$variant(Arc::new(values))
+                    Elements::from(values).into()
                 }
             }
         )*
@@ -104,7 +108,7 @@ macro_rules! typed {
                 /// [`Error::DType`] of `op` for elements of another type.
                 pub fn $get_mut(&mut self, op: &'static str) -> Result<&mut [$type]> {
                     match self {
-                        Buffer::$variant(values) => Ok(Arc::make_mut(values).as_mut_slice()),
+                        Buffer::$variant(values) => Ok(values.as_mut_slice()),
                         other => Err(other.mismatch(op, stringify!($type))),
                     }
                 }
@@ -122,23 +126,27 @@ typed! {
 }
 
 impl Buffer {
-    /// A copy of a host tensor's elements.
-    pub fn from_host(host: &HostTensor) -> Buffer {
-        let bytes = host.bytes();
-        match host.dtype() {
-            DType::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(bytes).into(),
-            DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).into(),
-            DType::BF16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).into(),
-            DType::I8 => bytemuck::pod_collect_to_vec::<u8, i8>(bytes).into(),
-            DType::U8 => bytes.to_vec().into(),
-            DType::I32 => bytemuck::pod_collect_to_vec::<u8, i32>(bytes).into(),
-            DType::Bool => Buffer::mask(bytes.to_vec()),
+    /// A copy of elements, native-endian.
+    pub(crate) fn of_bytes(memory: &Memory, dtype: DType, bytes: &[u8]) -> Buffer {
+        fn elements<T: bytemuck::Pod>(memory: &Memory, bytes: &[u8]) -> Elements<T> {
+            let mut elements = memory.elements(bytes.len() / size_of::<T>());
+            bytemuck::cast_slice_mut(elements.as_mut_slice()).copy_from_slice(bytes);
+            elements
+        }
+        match dtype {
+            DType::F32 => Buffer::F32(elements(memory, bytes)),
+            DType::F16 => Buffer::F16(elements(memory, bytes)),
+            DType::BF16 => Buffer::BF16(elements(memory, bytes)),
+            DType::I8 => Buffer::I8(elements(memory, bytes)),
+            DType::U8 => Buffer::U8(elements(memory, bytes)),
+            DType::I32 => Buffer::I32(elements(memory, bytes)),
+            DType::Bool => Buffer::Bool(elements(memory, bytes)),
         }
     }
 
     /// Bytes 0 or 1 as elements of [`DType::Bool`].
-    pub fn mask(values: Vec<u8>) -> Buffer {
-        Buffer::Bool(Arc::new(values))
+    pub fn mask(values: impl Into<Elements<u8>>) -> Buffer {
+        Buffer::Bool(values.into())
     }
 
     /// The elements of a mask.

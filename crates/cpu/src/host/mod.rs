@@ -17,66 +17,65 @@ use samebits_tensor::{
 
 pub use buffer::Buffer;
 
-/// The primitives of a [`Backend`] whose data is a [`Buffer`], to stand inside its `impl`.
+use crate::memory::Memory;
+
+/// The primitives of a [`Backend`] whose data is a [`Buffer`], to stand inside its `impl`; `binary` is left to it, and `memory()`
+/// says where the results go.
 macro_rules! host_primitives {
     () => {
         fn upload(&self, host: &HostTensor) -> Result<Buffer> {
-            Ok(Buffer::from_host(host))
+            self.upload_bytes(host.shape(), host.dtype(), host.bytes())
+        }
+        fn upload_bytes(&self, _shape: &Shape, dtype: DType, bytes: &[u8]) -> Result<Buffer> {
+            Ok(Buffer::of_bytes(self.memory(), dtype, bytes))
         }
         fn download(&self, x: &Tensor<Self>) -> Result<HostTensor> {
             HostTensor::new(x.shape(), x.dtype(), Bytes::new(Arc::new(x.data().clone())))
         }
         fn full(&self, shape: &Shape, value: Scalar) -> Result<Buffer> {
-            Ok(match value {
-                Scalar::F32(value) => vec![value; shape.elements()].into(),
-                Scalar::I32(value) => vec![value; shape.elements()].into(),
-                Scalar::I8(value) => vec![value; shape.elements()].into(),
-            })
+            Ok($crate::host::elementwise::full(self.memory(), shape.elements(), value))
         }
         fn iota(&self, shape: &Shape, axis: usize) -> Result<Buffer> {
-            Ok($crate::host::elementwise::iota(shape, axis))
+            Ok($crate::host::elementwise::iota(self.memory(), shape, axis))
         }
         fn reshape(&self, x: &Tensor<Self>, _shape: &Shape) -> Result<Buffer> {
             Ok(x.data().clone())
         }
         fn permute(&self, x: &Tensor<Self>, axes: &[usize], _shape: &Shape) -> Result<Buffer> {
-            Ok($crate::host::layout::permute(x, axes))
+            Ok($crate::host::layout::permute(self.memory(), x, axes))
         }
         fn slice(&self, x: &Tensor<Self>, ranges: &[Range<usize>], _shape: &Shape) -> Result<Buffer> {
-            Ok($crate::host::layout::slice(x, ranges))
+            Ok($crate::host::layout::slice(self.memory(), x, ranges))
         }
         fn broadcast(&self, x: &Tensor<Self>, shape: &Shape) -> Result<Buffer> {
-            Ok($crate::host::layout::broadcast(x, shape))
+            Ok($crate::host::layout::broadcast(self.memory(), x, shape))
         }
         fn concat(&self, xs: &[&Tensor<Self>], axis: usize, shape: &Shape) -> Result<Buffer> {
-            $crate::host::layout::concat(xs, axis, shape)
+            $crate::host::layout::concat(self.memory(), xs, axis, shape)
         }
         fn cast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Buffer> {
-            $crate::host::elementwise::cast(x.data(), dtype)
+            $crate::host::elementwise::cast(self.memory(), x.data(), dtype)
         }
         fn bitcast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Buffer> {
-            $crate::host::elementwise::bitcast(x.data(), dtype)
+            $crate::host::elementwise::bitcast(self.memory(), x.data(), dtype)
         }
         fn unary(&self, op: UnaryOp, x: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::elementwise::unary(op, x.data())
-        }
-        fn binary(&self, op: BinaryOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::elementwise::binary(op, a.data(), b.data())
+            $crate::host::elementwise::unary(self.memory(), op, x.data())
         }
         fn compare(&self, op: CompareOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::elementwise::compare(op, a.data(), b.data())
+            $crate::host::elementwise::compare(self.memory(), op, a.data(), b.data())
         }
         fn select(&self, condition: &Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::elementwise::select(condition.data(), a.data(), b.data())
+            $crate::host::elementwise::select(self.memory(), condition.data(), a.data(), b.data())
         }
         fn max_reduce(&self, x: &Tensor<Self>, _shape: &Shape) -> Result<Buffer> {
-            $crate::host::elementwise::max_reduce(x)
+            $crate::host::elementwise::max_reduce(self.memory(), x)
         }
         fn matmul_exact(&self, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::matmul::matmul_exact(a, b)
+            $crate::host::matmul::matmul_exact(self.memory(), a, b)
         }
         fn gather(&self, x: &Tensor<Self>, indices: &Tensor<Self>) -> Result<Buffer> {
-            $crate::host::layout::gather(x, indices)
+            $crate::host::layout::gather(self.memory(), x, indices)
         }
         fn scatter(
             &self,
@@ -106,6 +105,13 @@ static CAPABILITIES: LazyLock<Capabilities> = LazyLock::new(|| Capabilities {
     memory_bytes: None,
 });
 
+impl Host {
+    fn memory(&self) -> &'static Memory {
+        static MEMORY: Memory = Memory::system();
+        &MEMORY
+    }
+}
+
 impl Backend for Host {
     type Data = Buffer;
     type Weight = PlainWeight<Self>;
@@ -115,6 +121,10 @@ impl Backend for Host {
     }
 
     host_primitives!();
+
+    fn binary(&self, op: BinaryOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
+        elementwise::binary(self.memory(), op, a.data(), b.data())
+    }
 
     fn pack(&self, weight: &HostWeight) -> Result<PlainWeight<Self>> {
         PlainWeight::unpack(self, weight)
