@@ -1,7 +1,9 @@
 use std::{
     fs,
+    io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
+    time::UNIX_EPOCH,
 };
 
 use samebits_nn::{Config, WeightError, WeightSource};
@@ -74,6 +76,21 @@ impl Checkpoint {
         open_gguf(&only_gguf(path)?)
     }
 
+    /// What tells the model's files from others without reading them whole: a hash of this library's version and, of each
+    /// file, its length, the time of its last change, its first MiB and its last 64 KiB.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn fingerprint(&self) -> Result<[u8; 32]> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+        for path in &self.files {
+            let added = add_fingerprint(path, &mut hash);
+            added.map_err(|source| Error::Io { path: path.clone(), source })?;
+        }
+        Ok(*hash.finalize().as_bytes())
+    }
+
     /// Formats of the weights, the largest share of the bytes first. Reads no weight.
     ///
     /// # Errors
@@ -96,6 +113,22 @@ impl Checkpoint {
         shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
         Ok(shares)
     }
+}
+
+fn add_fingerprint(path: &Path, hash: &mut blake3::Hasher) -> io::Result<()> {
+    const HEAD: u64 = 1 << 20;
+    const TAIL: u64 = 1 << 16;
+    let mut file = fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    let changed = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    hash.update(&metadata.len().to_le_bytes());
+    hash.update(&changed.as_nanos().to_le_bytes());
+    let mut bytes = Vec::new();
+    (&mut file).take(HEAD).read_to_end(&mut bytes)?;
+    file.seek(SeekFrom::Start(metadata.len().saturating_sub(TAIL)))?;
+    file.take(TAIL).read_to_end(&mut bytes)?;
+    hash.update(&bytes);
+    Ok(())
 }
 
 fn open_gguf(path: &Path) -> Result<Checkpoint> {

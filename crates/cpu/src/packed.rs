@@ -3,8 +3,9 @@
 use std::{io, sync::Arc};
 
 use samebits_kernels::{
-    cpu::{DensePanels, LANES, PanelLayout},
+    cpu::{DenseLayout, DensePanels, LANES, PanelLayout},
     memory::Arena,
+    parts::Chunks,
 };
 use samebits_tensor::{Bytes, Error, Format, FormatKind, HostWeight, PlainRowMut, PlainRows, Result};
 
@@ -39,8 +40,7 @@ impl PackedWeight {
         let row_bytes = format.row_bytes(cols)?;
         if panel_bytes > 0 {
             let step = (TASK_BYTES / panel_bytes).max(1);
-            let tasks: Vec<_> = block.chunks_mut(step * panel_bytes).enumerate().collect();
-            threads.each(tasks, |(i, panels)| {
+            threads.each(Chunks::new(&mut block, step * panel_bytes), |i, panels| {
                 let start = i * step * LANES * row_bytes;
                 let end = weight.bytes.len().min(start + step * LANES * row_bytes);
                 let rows = weight.bytes[start..end].chunks(LANES * row_bytes);
@@ -51,6 +51,14 @@ impl PackedWeight {
             });
         }
         Ok(PackedWeight { format, rows, cols, panel_bytes, panels: Bytes::new(Arc::new(block)) })
+    }
+
+    /// A weight that was packed before, if its panels are `panels`.
+    pub(crate) fn stored(format: Format, rows: usize, cols: usize, panels: Bytes) -> Option<Self> {
+        format.row_bytes(cols).ok()?;
+        let panel_bytes = panel_bytes(format, cols);
+        let fits = rows.div_ceil(LANES).checked_mul(panel_bytes) == Some(panels.len());
+        fits.then_some(PackedWeight { format, rows, cols, panel_bytes, panels })
     }
 
     /// The block format.
@@ -82,6 +90,10 @@ impl PackedWeight {
         self.panel_bytes
     }
 
+    pub(crate) fn all_panels(&self) -> &[u8] {
+        &self.panels
+    }
+
     /// The panels in `range`.
     pub(crate) fn panel_range(&self, range: std::ops::Range<usize>) -> &[u8] {
         &self.panels[range.start * self.panel_bytes..range.end * self.panel_bytes]
@@ -97,12 +109,8 @@ impl PackedWeight {
 
     /// The bytes of row `row` of a float weight, in order.
     pub(crate) fn dense_row(&self, row: usize, out: &mut [u8]) {
-        let size = self.format.block_bytes();
         let panel = self.panel_range(row / LANES..row / LANES + 1);
-        let elements = panel.chunks_exact(size).skip(row % LANES).step_by(LANES);
-        for (element, out) in elements.zip(out.chunks_exact_mut(size)) {
-            out.copy_from_slice(element);
-        }
+        DenseLayout::new(self.format, self.cols).unpack_row(panel, row % LANES, out);
     }
 
     /// The integers and scales of row `row` of a weight in blocks.
@@ -133,29 +141,20 @@ impl PackedWeight {
 
 fn panel_bytes(format: Format, cols: usize) -> usize {
     match format.kind() {
-        FormatKind::Dense => cols * LANES * format.block_bytes(),
+        FormatKind::Dense => DenseLayout::new(format, cols).bytes(),
         _ => PanelLayout::new(format, cols).bytes(),
+    }
+}
+
+fn pack_panel(format: Format, cols: usize, rows: &[u8], panel: &mut [u8]) {
+    match format.kind() {
+        FormatKind::Dense => DenseLayout::new(format, cols).pack(rows, panel),
+        _ => PanelLayout::new(format, cols).pack(rows, panel),
     }
 }
 
 fn out_of_memory(error: &io::Error) -> Error {
     Error::Backend { backend: "cpu".into(), op: "pack", detail: error.to_string() }
-}
-
-fn pack_panel(format: Format, cols: usize, rows: &[u8], panel: &mut [u8]) {
-    match format.kind() {
-        FormatKind::Dense => interleave(rows, cols * format.block_bytes(), format.block_bytes(), panel),
-        _ => PanelLayout::new(format, cols).pack(rows, panel),
-    }
-}
-
-/// The 16 rows of `rows`, column after column.
-fn interleave(rows: &[u8], row_bytes: usize, size: usize, panel: &mut [u8]) {
-    for (lane, row) in rows.chunks_exact(row_bytes.max(1)).enumerate() {
-        for (element, out) in row.chunks_exact(size).zip(panel.chunks_exact_mut(size * LANES)) {
-            out[lane * size..(lane + 1) * size].copy_from_slice(element);
-        }
-    }
 }
 
 /// Which parts the rows of a block format have, and how many columns an entry of each covers; 0 for a part it lacks.

@@ -9,7 +9,7 @@ use samebits_nn::{Config, WeightSource};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Backend, Capabilities};
 
-use crate::Error;
+use crate::{Error, packed_cache::PackedCache};
 
 /// A device that a model can be served on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,28 +85,40 @@ pub fn capabilities(device: Device, options: &CpuOptions) -> Result<Capabilities
     })
 }
 
-/// Loads a model onto a device. `on_weight` is told the bytes of each weight as it is placed.
+/// A model to be loaded.
+#[derive(Clone, Copy)]
+pub(crate) struct Loading<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) weights: &'a dyn WeightSource,
+    pub(crate) runner: &'a RunnerConfig,
+    pub(crate) plan: &'a MemoryPlan,
+    /// Told the bytes of each weight as it is placed.
+    pub(crate) on_weight: &'a dyn Fn(usize),
+}
+
+impl Loading<'_> {
+    fn onto<B: Backend>(self, backend: B) -> Result<Box<dyn Runner>, Error> {
+        let Loading { config, weights, runner, plan, on_weight } = self;
+        Ok(Box::new(ModelRunner::load(backend, config, weights, runner, plan, on_weight)?))
+    }
+}
+
+/// Loads a model onto a device.
 pub(crate) fn open(
     device: Device,
     options: &CpuOptions,
-    config: &Config,
-    weights: &dyn WeightSource,
-    runner: &RunnerConfig,
-    plan: &MemoryPlan,
-    on_weight: &dyn Fn(usize),
+    packed: Option<&PackedCache>,
+    model: Loading<'_>,
 ) -> Result<Box<dyn Runner>, Error> {
-    fn load<B: Backend>(
-        backend: B,
-        (config, weights, runner, plan): (&Config, &dyn WeightSource, &RunnerConfig, &MemoryPlan),
-        on_weight: &dyn Fn(usize),
-    ) -> Result<Box<dyn Runner>, Error> {
-        Ok(Box::new(ModelRunner::load(backend, config, weights, runner, plan, on_weight)?))
-    }
-    let model = (config, weights, runner, plan);
-    match device {
-        Device::Cpu => load(cpu(options)?, model, on_weight),
-        Device::Candle => load(Candle::exact(CandleDevice::Cpu), model, on_weight),
-        Device::CandleFloat => load(Candle::float(CandleDevice::Cpu), model, on_weight),
-        Device::Reference => load(Host, model, on_weight),
+    match (device, packed) {
+        (Device::Cpu, None) => model.onto(cpu(options)?),
+        (Device::Cpu, Some(packed)) => {
+            let cpu = cpu(options)?;
+            packed.around(&cpu, || model.onto(cpu.clone()))
+        }
+        (_, Some(_)) => Err(Error::PackedCache { device }),
+        (Device::Candle, None) => model.onto(Candle::exact(CandleDevice::Cpu)),
+        (Device::CandleFloat, None) => model.onto(Candle::float(CandleDevice::Cpu)),
+        (Device::Reference, None) => model.onto(Host),
     }
 }

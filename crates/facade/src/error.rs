@@ -1,4 +1,4 @@
-use crate::ServiceError;
+use crate::{Device, ServiceError};
 
 /// Why a model could not be opened or a request not served.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,12 @@ pub enum Error {
     /// The device cannot be opened.
     #[error(transparent)]
     Device(#[from] samebits_tensor::Error),
+    /// A directory of packed weights for a device that packs none.
+    #[error("packed_cache is for the device cpu; {device} packs no weights")]
+    PackedCache {
+        /// The device asked for.
+        device: Device,
+    },
     /// The tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] samebits_checkpoint::tokenizer::TokenizerError),

@@ -18,6 +18,7 @@ mod device;
 mod error;
 mod memory;
 mod model;
+mod packed_cache;
 mod params;
 mod service;
 mod stream;

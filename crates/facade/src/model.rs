@@ -1,6 +1,8 @@
 use std::{
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +18,8 @@ use serde_json::json;
 
 use crate::{
     CpuOptions, Device, Error, Generation, Message, Params, Prompt, Service, Sink, Stream, available_memory,
-    device,
+    device::{self, Loading},
+    packed_cache::PackedCache,
 };
 
 /// A model that is loaded and being served. Cloning shares it.
@@ -45,6 +48,7 @@ pub struct Builder {
     runner: RunnerConfig,
     engine: EngineConfig,
     chat_template: Option<String>,
+    packed_cache: Option<PathBuf>,
     on_load: Box<dyn Fn(u64, u64)>,
 }
 
@@ -82,6 +86,7 @@ impl Model {
             runner: RunnerConfig::default(),
             engine: EngineConfig::default(),
             chat_template: None,
+            packed_cache: None,
             on_load: Box::new(|_, _| {}),
         }
     }
@@ -224,6 +229,17 @@ impl Builder {
         self
     }
 
+    /// Keep the weights as this machine reads them in a file of this directory, about as large as the model's, so that another
+    /// start maps them instead of packing them again, and processes share their memory. Not by default.
+    ///
+    /// A file serves one model and one version of this library, under a name made from the model's files; it is checked before
+    /// use, and packed anew with a warning if it is damaged. Nothing is ever deleted: files of models that are no longer used
+    /// can be removed at any time.
+    pub fn packed_cache(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.packed_cache = Some(directory.into());
+        self
+    }
+
     /// Tell `f` the bytes of weights loaded so far, and those of all.
     pub fn on_load(mut self, f: impl Fn(u64, u64) + 'static) -> Self {
         self.on_load = Box::new(f);
@@ -258,11 +274,15 @@ impl Builder {
     /// As [`Model::open`].
     pub fn open(self) -> Result<Model, Error> {
         let plan = self.plan()?;
-        let tokenizer = Arc::new(tokenizer(&plan.checkpoint)?);
         let template = self.chat_template.as_ref().or(plan.checkpoint.chat_template.as_ref());
         let template = template.map(|text| ChatTemplate::new(text)).transpose()?;
+        let (tokenizer, runner) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| tokenizer(&plan.checkpoint));
+            let runner = self.runner_of(&plan);
+            (tokenizer.join().unwrap_or_else(|panic| resume_unwind(panic)), runner)
+        });
+        let (tokenizer, runner) = (Arc::new(tokenizer?), runner?);
         let template = template.map(|template| template.with_specials_of(&tokenizer));
-        let runner = self.runner_of(&plan)?;
         let vocabulary = Arc::new(TokenizerVocabulary(tokenizer.clone()));
         let service = Service::start(Engine::new(runner, vocabulary, self.engine)?)?;
         let Plan { checkpoint: Checkpoint { config, files, generation, .. }, memory: plan } = plan;
@@ -277,7 +297,11 @@ impl Builder {
             (self.on_load)(loaded.get(), plan.memory.weights);
         };
         let Checkpoint { config, weights, .. } = &plan.checkpoint;
-        device::open(self.device, &self.cpu, config, &**weights, &self.runner, &plan.memory, &on_weight)
+        let packed = self.packed_cache.as_deref();
+        let packed = packed.map(|directory| PackedCache::new(directory, &plan.checkpoint)).transpose()?;
+        let (weights, runner, plan, on_weight) = (&**weights, &self.runner, &plan.memory, &on_weight);
+        let model = Loading { config, weights, runner, plan, on_weight };
+        device::open(self.device, &self.cpu, packed.as_ref(), model)
     }
 }
 

@@ -76,12 +76,30 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight<B>> {
-        let host = self.source.get_shaped(&format!("{}{name}", self.prefix), &[rows, cols])?;
+        let name = format!("{}{name}", self.prefix);
+        if let Some(weight) = self.stored(&name, rows, cols)? {
+            return Ok(weight);
+        }
+        let host = self.source.get_shaped(&name, &[rows, cols])?;
         check_finite_on(&host, |tasks, run| self.backend.on_host(tasks, run))?;
         (self.on_weight)(host.bytes.len());
         let weight = Weight::pack(self.backend, &host)?;
         host.bytes.release(0..host.bytes.len());
         Ok(weight)
+    }
+
+    /// A weight that was packed, and found to be finite, at an earlier start.
+    fn stored(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Weight<B>>> {
+        let Some(weight) = Weight::stored(self.backend, name) else { return Ok(None) };
+        let (format, shape) = self.source.layout(name)?;
+        if weight.format() != format
+            || [weight.rows(), weight.cols()] != [rows, cols]
+            || shape != [rows, cols]
+        {
+            return Ok(None);
+        }
+        (self.on_weight)(format.row_bytes(cols).map_err(samebits_tensor::Error::from)? * rows);
+        Ok(Some(weight))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<B>> {

@@ -25,7 +25,9 @@ pub trait WeightSource: Send + Sync {
 
     /// Bytes of the weight called `name`, or `None` if there is none.
     fn size(&self, name: &str) -> Option<u64> {
-        self.get(name).ok().map(|weight| weight.bytes.len() as u64)
+        let (format, shape) = self.layout(name).ok()?;
+        let values = shape.iter().try_fold(1, |values: u64, &extent| values.checked_mul(extent as u64))?;
+        (values / format.block_len() as u64).checked_mul(format.block_bytes() as u64)
     }
 
     /// The file or directory, for errors.

@@ -31,6 +31,12 @@ impl<B: Backend> Weight<B> {
         Ok(Weight { name: host.name.as_str().into(), format: host.format, rows, cols, packed })
     }
 
+    /// The weight called `name`, if the backend has it from an earlier start.
+    pub fn stored(backend: &B, name: &str) -> Option<Self> {
+        let (packed, format, rows, cols) = backend.stored(name)?;
+        Some(Weight { name: name.into(), format, rows, cols, packed })
+    }
+
     /// Name in the checkpoint.
     pub fn name(&self) -> &str {
         &self.name
