@@ -13,7 +13,7 @@ fn tiny(name: &str) -> String {
 
 fn open(name: &str) -> Model {
     let config = RunnerConfig { max_context: 200, ..RunnerConfig::default() };
-    let cpu = CpuOptions { threads: Some(2), isa: None };
+    let cpu = CpuOptions { threads: Some(2), ..CpuOptions::default() };
     Model::builder(tiny(name)).runner(config).cpu(cpu).open().unwrap()
 }
 

@@ -192,6 +192,9 @@ pub(crate) struct DeviceArgs {
     /// Threads of the CPU; one a core if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) threads: Option<usize>,
+    /// Keep each thread of the CPU on a core of its own, where the machine computes nothing else.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) pin: bool,
     /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) isa: Option<String>,
@@ -270,7 +273,7 @@ impl DeviceArgs {
         if self.threads == Some(0) {
             bail!("--threads is 0; give at least 1");
         }
-        Ok((device, CpuOptions { threads: self.threads, isa }))
+        Ok((device, CpuOptions { threads: self.threads, isa, pin: self.pin }))
     }
 }
 

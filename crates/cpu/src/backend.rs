@@ -27,7 +27,12 @@ const NAME: &str = "cpu";
 /// Values of a task of an element-wise operation: fewer are not worth another thread.
 const CHUNK: usize = 1 << 14;
 
-/// The CPU: SIMD kernels for the fused operations, on threads of its own. Cloning shares the threads.
+/// The CPU: SIMD kernels for the fused operations, on threads of its own, and on the caller's. Cloning shares the threads
+/// and the memory of tensors that are gone.
+///
+/// A program that computes with threads of its own gives this [`Builder::threads`] what it leaves over. Idle threads watch
+/// for work for 50 microseconds and then sleep. Where two threads of the program use clones at the same time, one of them
+/// has the pool and the other computes alone, so that there are never more threads at work than that.
 ///
 /// ```
 /// use samebits_cpu::{Cpu, Isa};

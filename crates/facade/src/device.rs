@@ -65,10 +65,12 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; the best one here if `None`.
     pub isa: Option<Isa>,
+    /// Whether each thread but the caller's stays on a core of its own; see [`samebits_cpu::Builder::pin`].
+    pub pin: bool,
 }
 
 fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
-    let builder = Cpu::builder().threads(options.threads.unwrap_or_default());
+    let builder = Cpu::builder().threads(options.threads.unwrap_or_default()).pin(options.pin);
     Ok(options.isa.map_or(builder, |isa| builder.isa(isa)).build()?)
 }
 
