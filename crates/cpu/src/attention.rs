@@ -1,21 +1,27 @@
-//! Attention and the cache it reads: which tokens and heads each thread computes.
+//! Attention and the cache it reads: which tokens, heads and tiles each thread computes.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
-use samebits_kernels::cpu::{
-    AttentionScratch, AttentionTask, Grid, KvRows, MatrixMut, attend, quantize_block,
+use samebits_kernels::{
+    cpu::{
+        AttentionScratch, AttentionTask, Grid, KvRows, Lanes, MatrixMut, attend, attend_tiles, merge_tiles,
+        quantize_block,
+    },
+    parts::Chunks,
 };
 use samebits_tensor::{AttentionBatch, AttentionParams, Error, KvCache, KvShape, Result, Tensor};
 
 use crate::{Cpu, backend::check_indices};
 
-/// Tokens of one sequence that share the work of laying out keys and values.
-const TOKENS: usize = 16;
+/// Query heads, of one or more tokens, that share the work of laying out keys and values.
+const ROWS: usize = 48;
+
+/// Tiles that are worth a task of their own.
+const SPAN: usize = 2;
 
 thread_local! {
     static SCRATCH: RefCell<AttentionScratch> = RefCell::default();
-    /// Where the tokens of a batch are cut.
-    static ENDS: RefCell<Vec<usize>> = RefCell::default();
+    static PLAN: RefCell<Plan> = RefCell::default();
 }
 
 /// Quantises keys and values `[t, kv_heads, head_dim]` into their slots, in place.
@@ -74,31 +80,142 @@ pub(crate) fn attention(
         v: bytemuck::cast_slice(cache.v.data().i8(op)?),
         v_scale: cache.v_scale.data().f32(op)?,
     };
-    let sequences = batch.sequences.data().i32(op)?;
-    let tables = Tables::of(batch, cache.shape)?;
-    let (values, positions) = (q.data().f32(op)?, batch.positions.data().i32(op)?);
     let width = heads * head_dim;
+    let mut plan = PLAN.take();
+    let job = Job {
+        cache: rows,
+        tables: Tables::of(batch, cache.shape)?,
+        sequences: batch.sequences.data().i32(op)?,
+        positions: batch.positions.data().i32(op)?,
+        max_context: batch.max_context,
+        q: q.data().f32(op)?,
+        width,
+        params,
+    };
+    plan.cut(&job, heads / cache.shape.kv_heads);
     let mut out = cpu.memory().elements(t * width);
-    let mut ends = ENDS.take();
-    cut(sequences, &mut ends);
-    let matrix = MatrixMut::new(out.as_mut_slice(), t, width);
-    let boxes = Grid::new(matrix, &ends, (width / cache.shape.kv_heads).max(1));
-    let across = boxes.across();
-    cpu.threads().each(boxes, |i, out| {
-        let tokens = Grid::rows(&ends, i / across);
-        let task = AttentionTask {
-            cache: rows,
-            kv_head: i % across,
-            pages: tables.row(sequences[tokens.start]),
-            positions: &positions[tokens.clone()],
-            max_context: batch.max_context,
-            q: &values[tokens.start * width..tokens.end * width],
-            params,
-        };
-        SCRATCH.with_borrow_mut(|scratch| attend(cpu.isa(), task, scratch, out));
-    });
-    ENDS.set(ends);
+    job.run(cpu, &mut plan, MatrixMut::new(out.as_mut_slice(), t, width));
+    PLAN.set(plan);
     Ok(cpu.tensor([t, heads, head_dim], out))
+}
+
+/// What all tasks have in common.
+struct Job<'a> {
+    cache: KvRows<'a>,
+    tables: Tables<'a>,
+    sequences: &'a [i32],
+    positions: &'a [i32],
+    max_context: usize,
+    q: &'a [f32],
+    /// Values of a token's query heads.
+    width: usize,
+    params: &'a AttentionParams,
+}
+
+impl<'a> Job<'a> {
+    /// Task `i` of the boxes of a grid with a column for each kv head.
+    fn task(&self, ends: &[usize], i: usize) -> AttentionTask<'a> {
+        let kv_heads = self.cache.shape.kv_heads;
+        let tokens = Grid::rows(ends, i / kv_heads);
+        AttentionTask {
+            cache: self.cache,
+            kv_head: i % kv_heads,
+            pages: self.tables.row(self.sequences[tokens.start]),
+            positions: &self.positions[tokens.clone()],
+            max_context: self.max_context,
+            q: &self.q[tokens.start * self.width..tokens.end * self.width],
+            params: self.params,
+        }
+    }
+
+    fn run(&self, cpu: &Cpu, plan: &mut Plan, out: MatrixMut<'_>) {
+        let isa = cpu.isa();
+        let span = plan.split(self, cpu.threads().count());
+        let Plan { ends, spans, starts, room } = plan;
+        let boxes = Grid::new(out, ends, (self.width / self.cache.shape.kv_heads).max(1));
+        let Some((span, part)) = span else {
+            return cpu.threads().each(boxes, |i, out| {
+                let task = self.task(ends, i);
+                SCRATCH.with_borrow_mut(|scratch| attend(isa, task, scratch, out));
+            });
+        };
+        cpu.threads().each(Chunks::new(&mut room[..spans.len() * part], part), |i, parts| {
+            let Span { task, ref tiles } = spans[i];
+            let task = self.task(ends, task);
+            let parts = &mut parts[..tiles.len() * task.part_len()];
+            SCRATCH.with_borrow_mut(|scratch| attend_tiles(isa, task, tiles.clone(), scratch, parts));
+        });
+        cpu.threads().each(boxes, |i, out| {
+            let parts = &room[starts[i] * part..starts[i + 1] * part];
+            SCRATCH.with_borrow_mut(|scratch| {
+                merge_tiles(isa, self.task(ends, i), span, parts, scratch, out);
+            });
+        });
+    }
+}
+
+/// How the work is cut; kept for the next call.
+#[derive(Default)]
+struct Plan {
+    /// Where the tokens of a batch are cut.
+    ends: Vec<usize>,
+    /// Tiles of tasks that are too few for all threads.
+    spans: Vec<Span>,
+    /// The first span of each task, and their number.
+    starts: Vec<usize>,
+    /// Results of spans.
+    room: Vec<Lanes>,
+}
+
+/// Some tiles of a task.
+struct Span {
+    task: usize,
+    tiles: Range<usize>,
+}
+
+impl Plan {
+    /// Cuts tokens between sequences, and so that a task has about [`ROWS`] query heads.
+    fn cut(&mut self, job: &Job<'_>, group: usize) {
+        self.ends.clear();
+        let (mut end, most) = (0, (ROWS / group.max(1)).max(1));
+        for run in job.sequences.chunk_by(|a, b| a == b) {
+            for tokens in run.chunks(most) {
+                end += tokens.len();
+                self.ends.push(end);
+            }
+        }
+    }
+
+    /// Cuts the tiles of tasks that would leave threads idle: how many tiles a span has, and the length of its results.
+    fn split(&mut self, job: &Job<'_>, threads: usize) -> Option<(usize, usize)> {
+        let tasks = self.ends.len() * job.cache.shape.kv_heads;
+        if threads < 2 || tasks >= 4 * threads {
+            return None;
+        }
+        let (mut all, mut longest, mut part) = (0, 0, 0);
+        for task in (0..tasks).map(|i| job.task(&self.ends, i)) {
+            let tiles = task.tiles().len();
+            (all, longest, part) = (all + tiles, longest.max(tiles), task.part_len().max(part));
+        }
+        let span = (all / (4 * threads)).max(SPAN);
+        if longest <= span {
+            return None;
+        }
+        self.spans.clear();
+        self.starts.clear();
+        for i in 0..tasks {
+            self.starts.push(self.spans.len());
+            let tiles = job.task(&self.ends, i).tiles();
+            let spans = tiles.clone().step_by(span).map(|start| start..tiles.end.min(start + span));
+            self.spans.extend(spans.map(|tiles| Span { task: i, tiles }));
+        }
+        self.starts.push(self.spans.len());
+        let length = self.spans.len() * span * part;
+        if self.room.len() < length {
+            self.room.resize(length, Lanes::ZERO);
+        }
+        Some((span, span * part))
+    }
 }
 
 /// The pages of each sequence.
@@ -123,17 +240,5 @@ impl<'a> Tables<'a> {
     fn row(&self, sequence: i32) -> &'a [i32] {
         let start = sequence as usize * self.width;
         &self.pages[start..start + self.width]
-    }
-}
-
-/// Cuts tokens between sequences, and every [`TOKENS`] of one.
-fn cut(sequences: &[i32], ends: &mut Vec<usize>) {
-    ends.clear();
-    let mut end = 0;
-    for run in sequences.chunk_by(|a, b| a == b) {
-        for tokens in run.chunks(TOKENS) {
-            end += tokens.len();
-            ends.push(end);
-        }
     }
 }

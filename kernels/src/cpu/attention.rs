@@ -1,19 +1,26 @@
 //! Attention over the int8 cache: 128 keys at a time, every product an exact integer dot.
 //!
 //! A tile's keys are laid out channel groups outermost, so that 16 keys fill a vector; its values key groups outermost, so
-//! that 16 channels do. Both are done once for all query heads and tokens of a task.
+//! that 16 channels do. Both are done once for all query heads and tokens of a task, its rows.
+
+mod rows;
+mod tile;
+
+use std::ops::Range;
 
 use samebits_tensor::{
     AttentionParams, KvShape,
-    contract::{ATTENTION_TILE, MASKED, TINY, W16_MAX, W16_MAX_RECIPROCAL},
-    exp,
+    contract::{ATTENTION_TILE, HEAD_BLOCK, MASKED},
 };
 
+use self::{
+    rows::{Rows, Work},
+    tile::{Copied, Tile},
+};
 use super::{
-    elementwise::{capped, exp as exp_lanes, load_at, store_at, vectors},
+    elementwise::{exp_below_max, store_at},
     isa::{Isa, Kernel},
     matrix::MatrixMut,
-    norm::tree,
     quantize::{block_of, sum_bytes},
     simd::Simd,
 };
@@ -55,43 +62,46 @@ pub struct AttentionTask<'a> {
     pub params: &'a AttentionParams,
 }
 
+impl AttentionTask<'_> {
+    /// The tiles in which some token sees a key.
+    pub fn tiles(&self) -> Range<usize> {
+        let all = self.positions.iter().map(|&position| Seen::of(position, self.params.window));
+        let first = all.clone().map(|seen| (seen.above + 1).max(0) as usize / ATTENTION_TILE).min();
+        let end = self.end().div_ceil(ATTENTION_TILE);
+        first.unwrap_or(0).min(end)..end
+    }
+
+    /// Length of the results of one tile: see [`attend_tiles`].
+    pub fn part_len(&self) -> usize {
+        Dims::of(self).part_len()
+    }
+
+    /// The position after the last key that some token sees.
+    fn end(&self) -> usize {
+        let end = self.positions.iter().map(|&position| (i64::from(position) + 1).max(0) as usize).max();
+        end.unwrap_or(0).min(self.max_context)
+    }
+}
+
+/// Sixteen values that start a cache line.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+pub struct Lanes([f32; 16]);
+
+impl Lanes {
+    /// Sixteen times +0.
+    pub const ZERO: Lanes = Lanes([0.0; 16]);
+}
+
 /// Room for a task's tile, queries and states; grows to the largest task.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
-    /// `[head_dim / 4, 128]` of four bytes: keys plus 128.
-    k: Vec<[u8; 64]>,
-    /// `[head_blocks, 128]`.
-    k_scale: Vec<f32>,
-    /// `[128 / 4, head_dim]` of four bytes.
-    v: Vec<[u8; 64]>,
-    v_scale: Vec<f32>,
-    /// `[tokens * group, head_dim]` of i8, padded to 16 channels.
-    q: Vec<u8>,
-    /// `[tokens * group, head_blocks]`.
-    q_scale: Vec<f32>,
-    /// `-128 * sum(q)`, of each block.
-    q_bias: Vec<i32>,
-    states: Vec<State>,
-    /// `[tokens * group, head_dim]`, padded to 16 channels.
-    outs: Vec<f32>,
-    /// Output of one head in one tile.
-    tile_out: Vec<f32>,
-}
-
-/// Running maximum and sum of one query head.
-#[derive(Clone, Copy, Debug)]
-struct State {
-    max: f32,
-    sum: f32,
-}
-
-impl State {
-    /// The maximum with a tile's, and what the sums so far and the tile's are multiplied by.
-    #[inline(always)]
-    fn factors(self, tile_max: f32) -> (f32, f32, f32) {
-        let max = if self.max > tile_max || self.max.is_nan() { self.max } else { tile_max };
-        (max, exp(self.max - max), exp(tile_max - max))
-    }
+    queries: Queries,
+    tile: Tile,
+    work: Work,
+    states: Vec<Lanes>,
+    part: Vec<Lanes>,
+    copied: Copied,
 }
 
 /// Attention of a task into `out [tokens, group * head_dim]`.
@@ -99,84 +109,219 @@ impl State {
 /// # Panics
 /// If a size does not fit, or a page is outside of the cache.
 pub fn attend(isa: Isa, task: AttentionTask<'_>, scratch: &mut AttentionScratch, out: MatrixMut<'_>) {
-    let shape = task.cache.shape;
-    let width = shape.kv_heads * out.cols();
-    let fits = out.rows() == task.positions.len()
-        && out.cols().is_multiple_of(shape.head_dim)
-        && task.q.len() == task.positions.len() * width;
-    assert!(fits, "attention of {} tokens", task.positions.len());
-    isa.run(Attend { task, scratch, out });
+    isa.run(Attend { tiles: task.tiles(), task, scratch, into: Into::Merged(out) });
+}
+
+/// Each tile's maxima, sums and outputs, [`AttentionTask::part_len`] of them a tile, for [`merge_tiles`].
+///
+/// # Panics
+/// As [`attend`].
+pub fn attend_tiles(
+    isa: Isa,
+    task: AttentionTask<'_>,
+    tiles: Range<usize>,
+    scratch: &mut AttentionScratch,
+    parts: &mut [Lanes],
+) {
+    isa.run(Attend { task, tiles, scratch, into: Into::Parts(parts) });
+}
+
+/// Attention of a task into `out [tokens, group * head_dim]` from the results of all of its tiles. For every `span` tiles
+/// there is a piece of `parts`; pieces are of one length, and start with the results.
+///
+/// # Panics
+/// If a size does not fit.
+pub fn merge_tiles(
+    isa: Isa,
+    task: AttentionTask<'_>,
+    span: usize,
+    parts: &[Lanes],
+    scratch: &mut AttentionScratch,
+    out: MatrixMut<'_>,
+) {
+    isa.run(MergeTiles { task, span, parts, scratch, out });
 }
 
 struct Attend<'a, 'b> {
     task: AttentionTask<'a>,
+    tiles: Range<usize>,
     scratch: &'b mut AttentionScratch,
-    out: MatrixMut<'a>,
+    into: Into<'a, 'b>,
+}
+
+/// Where the results of tiles go.
+enum Into<'a, 'b> {
+    Merged(MatrixMut<'a>),
+    Parts(&'b mut [Lanes]),
 }
 
 impl Kernel for Attend<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let dims = Dims::of(&self.task, self.out.cols());
-        self.scratch.reset(&dims);
-        self.quantize_queries(s, &dims);
-        for tile in tiles_seen(&self.task) {
-            let start = tile * ATTENTION_TILE;
-            load_tile(s, &self.task, &dims, start, self.scratch);
-            for (token, &position) in self.task.positions.iter().enumerate() {
-                let seen = Seen::of(position, self.task.params.window);
-                if seen.any_in(start) {
-                    for head in token * dims.group..(token + 1) * dims.group {
-                        self.head(s, &dims, start, seen, head);
-                    }
+    fn run<S: Simd>(self, s: S) {
+        let Attend { task, tiles, scratch, mut into } = self;
+        let dims = Dims::of(&task);
+        scratch.start(s, &task, &dims);
+        for (i, tile) in tiles.enumerate() {
+            let AttentionScratch { queries, tile: keys, work, states, part, copied } = &mut *scratch;
+            keys.load(s, &task, &dims, tile, copied);
+            let mut rows = Rows::new(&task, &dims, queries, keys, tile, work);
+            for chunk in 0..dims.chunks() {
+                let (part, state) = match &mut into {
+                    Into::Merged(_) => (&mut part[..], Some(&mut states[dims.chunk(chunk)])),
+                    Into::Parts(parts) => (&mut parts[dims.chunk(i * dims.chunks() + chunk)], None),
+                };
+                rows.compute(s, 16 * chunk, &mut Part::of(part));
+                if let Some(state) = state {
+                    merge(s, &dims, state, part);
                 }
             }
         }
-        self.finish(s, &dims);
+        if let Into::Merged(out) = into {
+            finish(s, &dims, &scratch.states, out);
+        }
+    }
+}
+
+struct MergeTiles<'a, 'b> {
+    task: AttentionTask<'a>,
+    span: usize,
+    parts: &'b [Lanes],
+    scratch: &'b mut AttentionScratch,
+    out: MatrixMut<'a>,
+}
+
+impl Kernel for MergeTiles<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let dims = Dims::of(&self.task);
+        self.scratch.start_states(&dims);
+        let (tiles, span) = (self.task.tiles(), self.span);
+        let piece = self.parts.len() / tiles.len().div_ceil(span).max(1);
+        for i in 0..tiles.len() {
+            let part = i / span * piece + i % span * dims.part_len();
+            for chunk in 0..dims.chunks() {
+                let part = &self.parts[part..][dims.chunk(chunk)];
+                merge(s, &dims, &mut self.scratch.states[dims.chunk(chunk)], part);
+            }
+        }
+        finish(s, &dims, &self.scratch.states, self.out);
     }
 }
 
 /// Extents of a task.
+#[derive(Debug)]
 struct Dims {
-    heads: usize,
+    /// Query heads of all tokens, those of a token side by side.
+    rows: usize,
     group: usize,
     head_dim: usize,
-    /// Channels rounded up to whole vectors.
-    padded: usize,
+    /// Vectors that hold a head's channels.
+    vectors: usize,
     blocks: usize,
 }
 
 impl Dims {
-    fn of(task: &AttentionTask<'_>, cols: usize) -> Self {
-        let KvShape { head_dim, .. } = task.cache.shape;
-        let group = cols / head_dim;
+    fn of(task: &AttentionTask<'_>) -> Self {
+        let KvShape { head_dim, kv_heads, .. } = task.cache.shape;
+        let tokens = task.positions.len();
+        let group = task.q.len() / (tokens * kv_heads * head_dim).max(1);
+        assert_eq!(task.q.len(), tokens * kv_heads * group * head_dim, "attention of {tokens} tokens");
         Dims {
-            heads: group * task.positions.len(),
+            rows: group * tokens,
             group,
             head_dim,
-            padded: head_dim.next_multiple_of(16),
+            vectors: head_dim.div_ceil(16),
             blocks: task.cache.shape.head_blocks(),
         }
     }
+
+    /// Maxima, sums and outputs of 16 rows: see [`Part`].
+    fn chunk_len(&self) -> usize {
+        2 + 16 * self.vectors
+    }
+
+    fn chunks(&self) -> usize {
+        self.rows.div_ceil(16)
+    }
+
+    fn chunk(&self, i: usize) -> Range<usize> {
+        i * self.chunk_len()..(i + 1) * self.chunk_len()
+    }
+
+    fn part_len(&self) -> usize {
+        self.chunks() * self.chunk_len()
+    }
+}
+
+/// Maxima, sums and outputs of 16 rows, of one tile or of all tiles so far. The maximum of a row that saw no key is
+/// [`MASKED`].
+struct Part<'a> {
+    max: &'a mut [f32; 16],
+    sum: &'a mut [f32; 16],
+    /// `[16, vectors]`.
+    out: &'a mut [Lanes],
+}
+
+impl<'a> Part<'a> {
+    #[inline(always)]
+    fn of(lanes: &'a mut [Lanes]) -> Self {
+        let ([max, sum], out) = lanes.split_first_chunk_mut().expect("a part");
+        Part { max: &mut max.0, sum: &mut sum.0, out }
+    }
+}
+
+/// Query heads, quantised like keys.
+#[derive(Debug, Default)]
+struct Queries {
+    /// `[rows, head_blocks, 32]` of i8.
+    q: Vec<[[u8; 4]; 8]>,
+    /// `[rows, head_blocks]`.
+    scale: Vec<f32>,
+    /// `-128 * sum(q)`, of each block.
+    bias: Vec<i32>,
 }
 
 impl AttentionScratch {
-    fn reset(&mut self, dims: &Dims) {
-        self.k.resize(dims.padded / 4 * KEYS, [0; 64]);
-        self.k_scale.resize(dims.blocks * ATTENTION_TILE, 0.0);
-        self.v.resize(ATTENTION_TILE / 4 * dims.padded / 16, [0; 64]);
-        self.v_scale.resize(ATTENTION_TILE, 0.0);
-        self.q.clear();
-        self.q.resize(dims.heads * dims.padded, 0);
-        self.q_scale.resize(dims.heads * dims.blocks, 0.0);
-        self.q_bias.resize(dims.heads * dims.blocks, 0);
+    fn start_states(&mut self, dims: &Dims) {
         self.states.clear();
-        self.states.resize(dims.heads, State { max: MASKED, sum: 0.0 });
-        self.outs.clear();
-        self.outs.resize(dims.heads * dims.padded, 0.0);
-        self.tile_out.resize(dims.padded, 0.0);
+        self.states.resize(dims.part_len(), Lanes::ZERO);
+        for state in self.states.chunks_exact_mut(dims.chunk_len()) {
+            *Part::of(state).max = [MASKED; 16];
+        }
+    }
+
+    #[inline(always)]
+    fn start<S: Simd>(&mut self, s: S, task: &AttentionTask<'_>, dims: &Dims) {
+        self.start_states(dims);
+        self.part.resize(dims.chunk_len(), Lanes::ZERO);
+        self.tile.reset(dims);
+        self.queries.quantize(s, task, dims);
+    }
+}
+
+impl Queries {
+    /// Quantises the task's query heads in blocks of 32 channels.
+    #[inline(always)]
+    fn quantize<S: Simd>(&mut self, s: S, task: &AttentionTask<'_>, dims: &Dims) {
+        let width = task.cache.shape.kv_heads * dims.group * dims.head_dim;
+        let start = task.kv_head * dims.group * dims.head_dim;
+        self.q.clear();
+        self.scale.clear();
+        self.bias.clear();
+        for token in task.q.chunks_exact(width) {
+            for head in token[start..start + dims.group * dims.head_dim].chunks_exact(dims.head_dim) {
+                for x in head.chunks(HEAD_BLOCK) {
+                    let mut q = [[0; 4]; 8];
+                    self.scale.push(block_of(s, x, &mut q.as_flattened_mut()[..x.len()]));
+                    self.bias.push(-128 * sum_bytes(s, q.as_flattened()));
+                    self.q.push(q);
+                }
+            }
+        }
     }
 }
 
@@ -194,323 +339,91 @@ impl Seen {
         Seen { above: window.map_or(-1, |window| position.saturating_sub(window)), position }
     }
 
+    /// Vectors of keys from the tile's first one to the last that is seen.
     #[inline(always)]
-    fn any_in(self, start: usize) -> bool {
+    fn vectors(self, start: usize) -> usize {
         let start = start as i64;
-        start <= i64::from(self.position) && start + (ATTENTION_TILE as i64) > i64::from(self.above) + 1
-    }
-}
-
-/// The tiles in which some token of the task sees a key.
-fn tiles_seen(task: &AttentionTask<'_>) -> std::ops::Range<usize> {
-    let all = task.positions.iter().map(|&position| Seen::of(position, task.params.window));
-    let first = all.clone().map(|seen| (seen.above + 1).max(0) as usize / ATTENTION_TILE).min();
-    let end = all.map(|seen| (i64::from(seen.position) + 1).max(0) as usize).max().unwrap_or(0);
-    let end = end.div_ceil(ATTENTION_TILE).min(task.max_context.div_ceil(ATTENTION_TILE));
-    first.unwrap_or(0).min(end)..end
-}
-
-/// Lays the keys and values of a tile out for integer dots.
-#[inline(always)]
-fn load_tile<S: Simd>(
-    s: S,
-    task: &AttentionTask<'_>,
-    dims: &Dims,
-    start: usize,
-    scratch: &mut AttentionScratch,
-) {
-    let mut rows = [0; ATTENTION_TILE];
-    let KvShape { page_size, kv_heads, .. } = task.cache.shape;
-    for (page, rows) in rows.chunks_mut(page_size).enumerate() {
-        let page = task.pages.get(start / page_size + page).map_or(0, |&page| page as usize);
-        let first = (page * kv_heads + task.kv_head) * page_size;
-        for (offset, row) in rows.iter_mut().enumerate() {
-            *row = first + offset;
+        if start + (ATTENTION_TILE as i64) <= i64::from(self.above) + 1 {
+            return 0;
         }
+        ((i64::from(self.position) + 16 - start).max(0) as usize / 16).min(KEYS)
     }
-    let per_page = page_size.min(ATTENTION_TILE);
-    for (page, &row) in rows.iter().step_by(per_page).enumerate() {
-        let start = page * per_page;
-        scratch.v_scale[start..start + per_page].copy_from_slice(&task.cache.v_scale[row..row + per_page]);
-        let scales = &task.cache.k_scale[row * dims.blocks..(row + per_page) * dims.blocks];
-        for (j, scales) in scales.chunks_exact(dims.blocks).enumerate() {
-            for (block, &scale) in scales.iter().enumerate() {
-                scratch.k_scale[block * ATTENTION_TILE + start + j] = scale;
-            }
-        }
-    }
-    load_keys(s, task.cache.k, &rows, dims, &mut scratch.k);
-    load_values(s, task.cache.v, &rows, dims, &mut scratch.v);
-}
 
-/// 16 keys by 64 channels at a time, transposed in groups of four channels and made unsigned.
-#[inline(always)]
-fn load_keys<S: Simd>(s: S, k: &[u8], rows: &[usize; ATTENTION_TILE], dims: &Dims, out: &mut [[u8; 64]]) {
-    let sign = s.splat_i32(i32::from_le_bytes([0x80; 4]));
-    for (v, rows) in rows.as_chunks::<16>().0.iter().enumerate() {
-        for channel in (0..dims.head_dim).step_by(64) {
-            let mut keys = [sign; 16];
-            for (key, &row) in keys.iter_mut().zip(rows) {
-                let row = &k[row * dims.head_dim..(row + 1) * dims.head_dim];
-                *key = s.xor(load_bytes_at(s, &row[channel..]), sign);
-            }
-            let groups = s.transpose(keys);
-            let end = (dims.padded - channel).min(64) / 4;
-            for (i, &group) in groups[..end].iter().enumerate() {
-                s.store_bytes(group, &mut out[(channel / 4 + i) * KEYS + v]);
-            }
-        }
-    }
-}
-
-/// At most 64 bytes, then 0.
-#[inline(always)]
-fn load_bytes_at<S: Simd>(s: S, bytes: &[u8]) -> S::I {
-    match bytes.first_chunk() {
-        Some(bytes) => s.load_bytes(bytes),
-        None => {
-            let mut padded = [0; 64];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            s.load_bytes(&padded)
-        }
-    }
-}
-
-/// Four keys at a time, the four bytes of a channel side by side: 64 channels in the vectors' own order, then 16 each.
-#[inline(always)]
-fn load_values<S: Simd>(s: S, v: &[u8], rows: &[usize; ATTENTION_TILE], dims: &Dims, out: &mut [[u8; 64]]) {
-    let per_group = dims.padded / 16;
-    let row = |row: usize| &v[row * dims.head_dim..(row + 1) * dims.head_dim];
-    for (rows, out) in rows.as_chunks::<4>().0.iter().zip(out.chunks_exact_mut(per_group)) {
-        let (wide, narrow) = out.as_chunks_mut::<4>();
-        let rows = [row(rows[0]), row(rows[1]), row(rows[2]), row(rows[3])];
-        for (i, out) in wide.iter_mut().enumerate() {
-            let mut padded = [[0; 64]; 4];
-            for (out, &group) in out.iter_mut().zip(&s.interleave_wide(padded_at(rows, 64 * i, &mut padded)))
-            {
-                s.store_bytes(group, out);
-            }
-        }
-        for (i, out) in narrow.iter_mut().enumerate() {
-            let mut padded = [[0; 16]; 4];
-            let chunks = padded_at(rows, 64 * wide.len() + 16 * i, &mut padded);
-            s.store_bytes(s.interleave(chunks), out);
-        }
-    }
-}
-
-/// `N` bytes of each row from `start` on, or what is left of them and zeros.
-#[inline(always)]
-fn padded_at<'a, const N: usize>(
-    rows: [&'a [u8]; 4],
-    start: usize,
-    padded: &'a mut [[u8; N]; 4],
-) -> [&'a [u8; N]; 4] {
-    let [a, b, c, d] = padded;
-    [at(rows[0], start, a), at(rows[1], start, b), at(rows[2], start, c), at(rows[3], start, d)]
-}
-
-#[inline(always)]
-fn at<'a, const N: usize>(row: &'a [u8], start: usize, padded: &'a mut [u8; N]) -> &'a [u8; N] {
-    let row = &row[start..];
-    match row.first_chunk() {
-        Some(chunk) => chunk,
-        None => {
-            padded[..row.len()].copy_from_slice(row);
-            padded
-        }
-    }
-}
-
-impl Attend<'_, '_> {
-    /// Quantises the task's query heads in blocks of 32 channels.
     #[inline(always)]
-    fn quantize_queries<S: Simd>(&mut self, s: S, dims: &Dims) {
-        let shape = self.task.cache.shape;
-        let first = self.task.kv_head * dims.group;
-        for head in 0..dims.heads {
-            let (token, member) = (head / dims.group, head % dims.group);
-            let row = (token * shape.kv_heads * dims.group + first + member) * dims.head_dim;
-            for block in 0..dims.blocks {
-                let channels = shape.head_block(block);
-                let x = &self.task.q[row + channels.start..row + channels.end];
-                let start = head * dims.padded + channels.start;
-                let q = &mut self.scratch.q[start..start + channels.len().next_multiple_of(16)];
-                let at = head * dims.blocks + block;
-                self.scratch.q_scale[at] = block_of(s, x, &mut q[..channels.len()]);
-                self.scratch.q_bias[at] = -128 * sum_bytes(s, q);
-            }
-        }
-    }
-
-    /// One query head over one tile, merged into its state.
-    #[inline(always)]
-    fn head<S: Simd>(&mut self, s: S, dims: &Dims, start: usize, seen: Seen, head: usize) {
-        let visible = visible(s, start, seen);
-        let mut scores = self.scores(s, dims, head);
-        let masked = s.splat(MASKED);
-        for (score, &visible) in scores.iter_mut().zip(&visible) {
-            *score = s.mul(*score, s.splat(self.task.params.scale));
-            if let Some(cap) = self.task.params.soft_cap {
-                *score = capped(s, *score, cap);
-            }
-            *score = s.select(visible, *score, masked);
-        }
-        let max = largest(s, scores);
-        if max == MASKED {
-            return;
-        }
-        let (max_so_far, old, new) = self.scratch.states[head].factors(max);
-        let zero = s.splat(0.0);
-        let (mut p, mut weights) = ([zero; KEYS], [zero; KEYS]);
-        for j in 0..KEYS {
-            let exp = exp_lanes(s, s.sub(scores[j], s.splat(max)));
-            p[j] = s.select(visible[j], exp, zero);
-            let weight = s.mul(p[j], load_at(s, &self.scratch.v_scale, j));
-            weights[j] = s.select(visible[j], weight, zero);
-        }
-        self.weigh_values(s, dims, weights);
-        let state = &mut self.scratch.states[head];
-        *state = State { max: max_so_far, sum: state.sum * old + tree(s, p) * new };
-        self.merge(s, dims, head, old, new);
-    }
-
-    /// Over channel blocks in order, `s + (d_q * d_k) * isum`.
-    #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, dims: &Dims, head: usize) -> [S::F; KEYS] {
-        let mut scores = [s.splat(0.0); KEYS];
-        let q = &self.scratch.q[head * dims.padded..(head + 1) * dims.padded];
-        let blocks = q.chunks(32).zip(self.scratch.k.chunks(32 / 4 * KEYS));
-        for (block, (q, k)) in blocks.enumerate() {
-            let at = head * dims.blocks + block;
-            let mut isum = [s.splat_i32(self.scratch.q_bias[at]); KEYS];
-            for (&q, k) in q.as_chunks::<4>().0.iter().zip(k.as_chunks::<KEYS>().0) {
-                let q = s.splat_i32(i32::from_le_bytes(q));
-                for (isum, k) in isum.iter_mut().zip(k) {
-                    *isum = s.dot_u8(*isum, s.load_bytes(k), q);
-                }
-            }
-            let scale = s.splat(self.scratch.q_scale[at]);
-            let k_scale = &self.scratch.k_scale[block * ATTENTION_TILE..(block + 1) * ATTENTION_TILE];
-            for (j, (score, isum)) in scores.iter_mut().zip(isum).enumerate() {
-                let scale = s.mul(scale, load_at(s, k_scale, j));
-                *score = s.add(*score, s.mul(scale, s.to_f32(isum)));
-            }
-        }
-        scores
-    }
-
-    /// The tile's output: weights as 16-bit integers of the largest, in two slices of eight bits.
-    #[inline(always)]
-    fn weigh_values<S: Simd>(&mut self, s: S, dims: &Dims, weights: [S::F; KEYS]) {
-        let largest = largest(s, weights);
-        let scale = largest * W16_MAX_RECIPROCAL;
-        let tiny = scale < TINY;
-        let inverse = s.splat(if tiny { 0.0 } else { W16_MAX / largest });
-        let (mut high, mut low) = ([[0; 16]; KEYS], [[0; 16]; KEYS]);
-        for j in 0..KEYS {
-            let integer = s.round_i32(s.mul(weights[j], inverse));
-            s.store_low_bytes(s.shr::<8>(integer), &mut high[j]);
-            s.store_low_bytes(integer, &mut low[j]);
-        }
-        let scale = s.splat(if tiny { 0.0 } else { scale });
-        let per_group = dims.padded / 16;
-        let mut at = 0;
-        while at < per_group {
-            let (high, low) = (high.as_flattened(), low.as_flattened());
-            let out = &mut self.scratch.tile_out[16 * at..];
-            if at + 4 <= per_group {
-                channels::<S, 4>(s, &self.scratch.v[at..], per_group, high, low, scale, out);
-                at += 4;
-            } else {
-                channels::<S, 1>(s, &self.scratch.v[at..], per_group, high, low, scale, out);
-                at += 1;
-            }
-        }
-    }
-
-    /// `O * old + o * new`, with `o` the tile's output.
-    #[inline(always)]
-    fn merge<S: Simd>(&mut self, s: S, dims: &Dims, head: usize, old: f32, new: f32) {
-        let (old, new) = (s.splat(old), s.splat(new));
-        let out = &mut self.scratch.outs[head * dims.padded..(head + 1) * dims.padded];
-        for i in 0..vectors(dims.padded) {
-            let tile = s.mul(load_at(s, &self.scratch.tile_out, i), new);
-            store_at(s, s.add(s.mul(load_at(s, out, i), old), tile), out, i);
-        }
-    }
-
-    /// `O / L`.
-    #[inline(always)]
-    fn finish<S: Simd>(&mut self, s: S, dims: &Dims) {
-        for token in 0..self.task.positions.len() {
-            let row = self.out.row(token);
-            for (member, out) in row.chunks_exact_mut(dims.head_dim).enumerate() {
-                let head = token * dims.group + member;
-                let sum = s.splat(self.scratch.states[head].sum);
-                let total = &self.scratch.outs[head * dims.padded..];
-                for i in 0..vectors(dims.head_dim) {
-                    store_at(s, s.div(load_at(s, total, i), sum), out, i);
-                }
-            }
-        }
+    fn all_of(self, start: usize) -> bool {
+        let start = start as i64;
+        start > i64::from(self.above) && start + (ATTENTION_TILE as i64) <= i64::from(self.position) + 1
     }
 }
 
-/// The largest of a tile's values; NaN if any is.
+/// Which of 16 keys are seen.
 #[inline(always)]
-fn largest<S: Simd>(s: S, mut x: [S::F; KEYS]) -> f32 {
-    for width in [4, 2, 1] {
-        for i in 0..width {
-            x[i] = s.max(x[i], x[i + width]);
-        }
-    }
-    s.max_lane(x[0])
-}
-
-/// Which keys of the tile at `start` are seen.
-#[inline(always)]
-fn visible<S: Simd>(s: S, start: usize, seen: Seen) -> [S::M; KEYS] {
-    let (above, end) = (s.splat_i32(seen.above), s.splat_i32(seen.position.saturating_add(1)));
+fn visible<S: Simd>(s: S, key: usize, seen: Seen) -> S::M {
     let lanes = s.load_i32(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-    let mut mask = [s.lt_i32(lanes, end); KEYS];
-    for (j, mask) in mask.iter_mut().enumerate() {
-        let key = s.add_i32(lanes, s.splat_i32((start + 16 * j) as i32));
-        *mask = s.and_mask(s.lt_i32(above, key), s.lt_i32(key, end));
-    }
-    mask
+    let key = s.add_i32(lanes, s.splat_i32(key as i32));
+    let (above, end) = (s.splat_i32(seen.above), s.splat_i32(seen.position.saturating_add(1)));
+    s.and_mask(s.lt_i32(above, key), s.lt_i32(key, end))
 }
 
-/// `d * (256 * dot(high, v) + dot(low, v))` of `16 * C` channels.
+/// `M' = max(M, m)`, `O * exp(M - M') + o * exp(m - M')` and the same of the sums, for the rows that saw a key.
 #[inline(always)]
-fn channels<S: Simd, const C: usize>(
-    s: S,
-    v: &[[u8; 64]],
-    per_group: usize,
-    high: &[u8],
-    low: &[u8],
-    scale: S::F,
-    out: &mut [f32],
-) {
-    let zero = s.splat_i32(0);
-    let (mut high_sums, mut low_sums) = ([zero; C], [zero; C]);
-    let weights = high.as_chunks::<4>().0.iter().zip(low.as_chunks::<4>().0);
-    for ((&high, &low), v) in weights.zip(v.chunks(per_group)) {
-        let (high, low) = (s.splat_i32(i32::from_le_bytes(high)), s.splat_i32(i32::from_le_bytes(low)));
-        for c in 0..C {
-            let v = s.load_bytes(&v[c]);
-            high_sums[c] = s.dot_u8(high_sums[c], high, v);
-            low_sums[c] = s.dot_u8(low_sums[c], low, v);
+fn merge<S: Simd>(s: S, dims: &Dims, state: &mut [Lanes], part: &[Lanes]) {
+    let state = Part::of(state);
+    let ([max, sum], out) = part.split_first_chunk().expect("a part");
+    let (max_so_far, tile_max) = (s.load(state.max), s.load(&max.0));
+    let total_max = s.max(max_so_far, tile_max);
+    let old = exp_below_max(s, s.sub(max_so_far, total_max));
+    let new = exp_below_max(s, s.sub(tile_max, total_max));
+    let sum_so_far = s.load(state.sum);
+    let total = s.add(s.mul(sum_so_far, old), s.mul(s.load(&sum.0), new));
+    s.store(where_seen(s, tile_max, total_max, max_so_far), state.max);
+    s.store(where_seen(s, tile_max, total, sum_so_far), state.sum);
+    let (mut olds, mut news) = ([0.0; 16], [0.0; 16]);
+    s.store(old, &mut olds);
+    s.store(new, &mut news);
+    let rows = state.out.chunks_exact_mut(dims.vectors).zip(out.chunks_exact(dims.vectors));
+    for (row, (state, out)) in rows.enumerate() {
+        if max.0[row] == MASKED {
+            continue;
+        }
+        let (old, new) = (s.splat(olds[row]), s.splat(news[row]));
+        for (state, out) in state.iter_mut().zip(out) {
+            let sum = s.add(s.mul(s.load(&state.0), old), s.mul(s.load(&out.0), new));
+            s.store(sum, &mut state.0);
         }
     }
-    let mut sums = [zero; C];
-    for c in 0..C {
-        sums[c] = s.add_i32(s.shl::<8>(high_sums[c]), low_sums[c]);
-    }
-    if let Some(wide) = sums.first_chunk_mut() {
-        *wide = s.in_order(*wide);
-    }
-    for (c, sum) in sums.into_iter().enumerate() {
-        store_at(s, s.mul(s.to_f32(sum), scale), out, c);
+}
+
+/// `a` where a tile's maximum says that it held a visible key, else `b`.
+#[inline(always)]
+fn where_seen<S: Simd>(s: S, tile_max: S::F, a: S::F, b: S::F) -> S::F {
+    let (bits, masked) = (s.bits(tile_max), s.splat_i32(MASKED.to_bits() as i32));
+    s.select(s.lt_i32(bits, masked), a, s.select(s.lt_i32(masked, bits), a, b))
+}
+
+/// `O / L`, channels put in order.
+#[inline(always)]
+fn finish<S: Simd>(s: S, dims: &Dims, states: &[Lanes], mut out: MatrixMut<'_>) {
+    let fits = out.rows() * dims.group == dims.rows && out.cols() == dims.group * dims.head_dim;
+    assert!(fits, "attention of {} rows", dims.rows);
+    for row in 0..dims.rows {
+        let state = &states[row / 16 * dims.chunk_len()..][..dims.chunk_len()];
+        let sum = s.splat(state[1].0[row % 16]);
+        let total = &state[2 + row % 16 * dims.vectors..][..dims.vectors];
+        let member = row % dims.group;
+        let out = &mut out.row(row / dims.group)[member * dims.head_dim..(member + 1) * dims.head_dim];
+        let (wide, narrow) = total.as_chunks::<4>();
+        for (i, total) in wide.iter().enumerate() {
+            let mut bits = [s.splat_i32(0); 4];
+            for (bits, total) in bits.iter_mut().zip(total) {
+                *bits = s.bits(s.load(&total.0));
+            }
+            for (j, total) in s.in_order(bits).into_iter().enumerate() {
+                store_at(s, s.div(s.of_bits(total), sum), out, 4 * i + j);
+            }
+        }
+        for (i, total) in narrow.iter().enumerate() {
+            store_at(s, s.div(s.load(&total.0), sum), out, 4 * wide.len() + i);
+        }
     }
 }

@@ -148,19 +148,25 @@ pub(super) fn store_at<S: Simd>(s: S, x: S::F, out: &mut [f32], i: usize) {
     }
 }
 
-/// The steps of [`samebits_tensor::exp()`]. A NaN stays NaN, as no conversion to an integer changes one.
+/// The steps of [`samebits_tensor::exp()`].
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let n = s.round(s.mul(x, s.splat(LOG2E)));
-    let high = s.sub(x, s.mul(n, s.splat(LN2_HI)));
+    s.select(s.lt(s.splat(EXP_MAX), x), s.splat(f32::INFINITY), exp_below_max(s, x))
+}
+
+/// [`exp`] of no more than [`EXP_MAX`]. A NaN stays NaN, as no conversion of one to an integer has any of the lowest bits.
+#[inline(always)]
+pub(super) fn exp_below_max<S: Simd>(s: S, x: S::F) -> S::F {
+    let integer = s.round_i32(s.mul(x, s.splat(LOG2E)));
+    let n = s.to_f32(integer);
+    let high = s.sub_exact_product(x, n, s.splat(LN2_HI));
     let r = s.sub(high, s.mul(n, s.splat(LN2_LO)));
     let mut p = s.splat(EXP_POLY[0]);
     for &coefficient in &EXP_POLY[1..] {
         p = s.add(s.mul(p, r), s.splat(coefficient));
     }
-    let y = s.of_bits(s.add_i32(s.bits(p), s.shl::<23>(s.round_i32(n))));
-    let y = s.select(s.lt(x, s.splat(EXP_MIN)), s.splat(0.0), y);
-    s.select(s.lt(s.splat(EXP_MAX), x), s.splat(f32::INFINITY), y)
+    let y = s.of_bits(s.add_i32(s.bits(p), s.shl::<23>(integer)));
+    s.select(s.lt(x, s.splat(EXP_MIN)), s.splat(0.0), y)
 }
 
 /// `tanh(x * (1 / cap)) * cap`.
