@@ -19,6 +19,9 @@ const BATCHED: &str = "llama-batched-bench";
 /// Tokens that llama.cpp rounds the context of a sequence up to.
 const CONTEXT_STEP: usize = 256;
 
+/// How often a run is repeated that leaves out a test, as `llama-batched-bench` does when it ends before its log is written.
+const TRIES: usize = 3;
+
 /// llama.cpp's programs, and how they are to be run.
 pub(crate) struct LlamaCpp {
     directory: PathBuf,
@@ -64,82 +67,60 @@ impl LlamaCpp {
     /// If a program fails, or leaves a test out.
     pub(crate) fn round(&self, interrupt: &Interrupt) -> anyhow::Result<Option<Vec<f64>>> {
         let mut measured = Vec::new();
-        for (name, arguments) in self.runs() {
-            let output = self.run(name, &arguments);
-            // It was sent the same signal.
-            if interrupt.is_set() {
-                return Ok(None);
-            }
-            let output = output?;
-            let found = if name == BENCH { parse_bench(&output) } else { parse_batched(&output) };
-            measured.extend(found.with_context(|| format!("{name} {}", arguments.join(" ")))?);
+        for run in self.runs() {
+            let mut tries = 0..TRIES;
+            measured.extend(loop {
+                let output = self.run(&run);
+                // It was sent the same signal.
+                if interrupt.is_set() {
+                    return Ok(None);
+                }
+                let found = run.parse(&output?).with_context(|| run.line())?;
+                if run.tests.iter().all(|test| found.iter().any(|(found, _)| found == test)) {
+                    break found;
+                }
+                if tries.next().is_none() {
+                    bail!("{} leaves out a test of {:?}", run.line(), run.tests);
+                }
+            });
         }
-        let speed = |test: &Test| {
-            let found = measured.iter().find(|(found, _)| found == test).map(|&(_, speed)| speed);
-            found.with_context(|| format!("llama.cpp left out a test: {test:?}"))
-        };
-        self.tests.iter().map(speed).collect::<anyhow::Result<_>>().map(Some)
+        let speed = |test: &Test| measured.iter().find(|(found, _)| found == test).map(|&(_, speed)| speed);
+        Ok(self.tests.iter().map(speed).collect())
     }
 
-    /// The programs to run and their arguments: prompts, single sequences, and the batches of each context.
-    fn runs(&self) -> Vec<(&'static str, Vec<String>)> {
-        let (mut prompts, mut single, mut batched) =
-            (Vec::new(), Vec::new(), Vec::<(usize, Vec<usize>)>::new());
-        let mut decoded = 0;
+    /// As few runs as may be: prompts, single sequences, and the batches of each context.
+    fn runs(&self) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
         for &test in &self.tests {
-            let (batch, context, tokens) = match test {
-                Test::Prefill { tokens } => {
-                    prompts.push(tokens);
-                    continue;
-                }
-                Test::Decode { batch, context, tokens } => (batch, context, tokens),
-            };
-            decoded = tokens;
-            match batched.iter_mut().find(|(of, _)| *of == context) {
-                _ if batch == 1 => single.push(context),
-                Some((_, batches)) => batches.push(batch),
-                None => batched.push((context, vec![batch])),
+            match runs.iter_mut().find(|run| run.takes(&test)) {
+                Some(run) => run.tests.push(test),
+                None => runs.push(Run { tests: vec![test], arguments: Vec::new() }),
             }
         }
-        let mut runs = Vec::new();
-        if !prompts.is_empty() {
-            runs.push((BENCH, self.arguments(&["-p", &list(&prompts), "-n", "0", "-r", "1", "-o", "json"])));
+        for run in &mut runs {
+            run.arguments = self.arguments(&run.options());
         }
-        if !single.is_empty() {
-            let (depths, tokens) = (list(&single), decoded.to_string());
-            let options = ["-p", "0", "-n", &tokens, "-d", &depths, "-r", "1", "-o", "json"];
-            runs.push((BENCH, self.arguments(&options)));
-        }
-        runs.extend(batched.iter().map(|(context, batches)| self.batched(*context, decoded, batches)));
         runs
     }
 
-    fn batched(&self, context: usize, decoded: usize, batches: &[usize]) -> (&'static str, Vec<String>) {
-        let each = (context + decoded).next_multiple_of(CONTEXT_STEP);
-        let room = (each * batches.iter().max().copied().unwrap_or(1)).to_string();
-        let (context, tokens, batches) = (context.to_string(), decoded.to_string(), list(batches));
-        let sizes = ["-c", &room, "-npp", &context, "-ntg", &tokens, "-npl", &batches];
-        (BATCHED, self.arguments(&[&sizes[..], &["--output-format", "jsonl"]].concat()))
-    }
-
     /// What all runs have in common, and `options`: the same model, threads and largest step, on the host's processors.
-    fn arguments(&self, options: &[&str]) -> Vec<String> {
+    fn arguments(&self, options: &[String]) -> Vec<String> {
         let (model, threads) = (self.model.display().to_string(), self.threads.to_string());
         let (step, most) = (self.max_tokens.to_string(), self.max_tokens.max(2048).to_string());
         let common = ["-m", &model, "-t", &threads, "-ngl", "0", "-ub", &step, "-b", &most];
-        common.iter().chain(options).map(|option| option.to_string()).collect()
+        common.iter().map(|option| option.to_string()).chain(options.iter().cloned()).collect()
     }
 
-    fn run(&self, name: &str, arguments: &[String]) -> anyhow::Result<String> {
-        let path = program(&self.directory, name);
+    fn run(&self, run: &Run) -> anyhow::Result<String> {
+        let path = program(&self.directory, run.program());
         let mut command = Command::new(&path);
-        command.args(arguments).env("LD_LIBRARY_PATH", self.libraries());
+        command.args(&run.arguments).env("LD_LIBRARY_PATH", self.libraries());
         let output = command.output().with_context(|| format!("cannot run {}", path.display()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            let last: Vec<_> = said.lines().rev().take(5).collect();
-            let last: Vec<_> = last.into_iter().rev().collect();
-            bail!("{name} {} failed ({}):\n{}", arguments.join(" "), output.status, last.join("\n"));
+            let last = said.lines().count().saturating_sub(5);
+            let last: Vec<_> = said.lines().skip(last).collect();
+            bail!("{} failed ({}):\n{}", run.line(), output.status, last.join("\n"));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -149,6 +130,59 @@ impl LlamaCpp {
         let others = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
         env::join_paths([self.directory.clone()].into_iter().chain(others)).unwrap_or_default()
+    }
+}
+
+/// One call of a program, for at least one test.
+struct Run {
+    tests: Vec<Test>,
+    arguments: Vec<String>,
+}
+
+impl Run {
+    /// Whether the program measures a test along with those of this run.
+    fn takes(&self, test: &Test) -> bool {
+        match (self.tests[0], test) {
+            (Test::Prefill { .. }, Test::Prefill { .. }) => true,
+            (Test::Decode { batch: 1, .. }, Test::Decode { batch, .. }) => *batch == 1,
+            (Test::Decode { context, .. }, Test::Decode { batch, context: other, .. }) => {
+                *batch > 1 && context == *other
+            }
+            _ => false,
+        }
+    }
+
+    fn program(&self) -> &'static str {
+        if self.tests[0].batch() > 1 { BATCHED } else { BENCH }
+    }
+
+    /// For people.
+    fn line(&self) -> String {
+        format!("{} {}", self.program(), self.arguments.join(" "))
+    }
+
+    /// What it is to measure, once.
+    fn options(&self) -> Vec<String> {
+        let list = |of: fn(&Test) -> usize| {
+            self.tests.iter().map(|test| of(test).to_string()).collect::<Vec<_>>().join(",")
+        };
+        let options = match self.tests[0] {
+            Test::Prefill { .. } => format!("-p {} -n 0 -r 1 -o json", list(Test::tokens)),
+            Test::Decode { batch: 1, tokens, .. } => {
+                format!("-p 0 -n {tokens} -d {} -r 1 -o json", list(Test::past))
+            }
+            Test::Decode { context, tokens, .. } => {
+                let each = (context + tokens).next_multiple_of(CONTEXT_STEP);
+                let room = each * self.tests.iter().map(Test::batch).max().unwrap_or(1);
+                let batches = list(Test::batch);
+                format!("-c {room} -npp {context} -ntg {tokens} -npl {batches} --output-format jsonl")
+            }
+        };
+        options.split(' ').map(String::from).collect()
+    }
+
+    fn parse(&self, output: &str) -> anyhow::Result<Vec<(Test, f64)>> {
+        if self.program() == BENCH { parse_bench(output) } else { parse_batched(output) }
     }
 }
 
@@ -170,10 +204,6 @@ fn directory(path: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 fn program(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}{}", env::consts::EXE_SUFFIX))
-}
-
-fn list(numbers: &[usize]) -> String {
-    numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The tests in the output of `llama-bench -o json`, and their tokens a second.
@@ -258,11 +288,7 @@ mod tests {
         let decode = |batch, context| Test::Decode { batch, context, tokens: 16 };
         let tests = [Test::Prefill { tokens: 128 }, Test::Prefill { tokens: 512 }, decode(1, 0)];
         let more = [decode(4, 0), decode(32, 0), decode(1, 1024), decode(4, 1024)];
-        let runs: Vec<String> = peer(&[&tests[..], &more].concat())
-            .runs()
-            .iter()
-            .map(|(name, arguments)| format!("{name} {}", arguments.join(" ")))
-            .collect();
+        let runs: Vec<String> = peer(&[&tests[..], &more].concat()).runs().iter().map(Run::line).collect();
         let common = "-m m.gguf -t 3 -ngl 0 -ub 256 -b 2048";
         let batched = "-ntg 16 -npl";
         let expected = [

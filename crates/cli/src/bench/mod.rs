@@ -5,9 +5,9 @@ mod llama_cpp;
 mod machine;
 mod plot;
 mod report;
+mod selection;
 mod stats;
 mod steps;
-mod tests;
 
 use std::{
     process,
@@ -17,9 +17,9 @@ use std::{
     },
 };
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use samebits::{CpuOptions, Device, Loaded, Model, Plan, RunnerConfig};
+use samebits::{Builder, CpuOptions, Device, Error, Loaded, Model, Plan, RunnerConfig, runner::PlanError};
 
 use crate::{args::BenchArgs, output};
 use llama_cpp::LlamaCpp;
@@ -47,7 +47,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let (device, cpu) = args.device.choice()?;
     let files = plan(model, device, cpu, args)?;
-    let tests = tests::tests(args, files.checkpoint.config.max_position_embeddings)?;
+    let tests = selection::tests(args, files.checkpoint.config.max_position_embeddings)?;
     let machine = Machine::new(&cpu, files.memory.weights.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX))?;
     let peer = args.against.as_ref();
     let peer = peer.map(|against| {
@@ -55,7 +55,7 @@ fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::
     });
     let peer = peer.transpose()?;
     let builder = Model::builder(model).device(device).cpu(cpu).runner(serving(args, &tests, &files));
-    let mut loaded = output::with_bar(builder).load()?;
+    let mut loaded = load(builder)?;
     let prepared: Result<Vec<_>, _> = tests.iter().map(|&test| Prepared::new(test, &loaded)).collect();
     let prepared = prepared?;
     let rounds = rounds(args, &machine, &mut loaded, &prepared, peer.as_ref(), interrupt)?;
@@ -103,6 +103,17 @@ fn serving(args: &BenchArgs, tests: &[Test], files: &Plan) -> RunnerConfig {
         max_seqs_per_step: most(&Test::batch).max(args.max_num_batched_tokens / args.block_size),
         kv_cache_memory_bytes: Some((pages * args.block_size) as u64 * files.memory.kv_per_token),
     }
+}
+
+fn load(builder: Builder) -> anyhow::Result<Loaded> {
+    output::with_bar(builder).load().map_err(|error| match error {
+        Error::Plan(PlanError::OutOfMemory { needed, available }) => anyhow!(
+            "the tests need {} and {} are there; lower --batch or --context",
+            output::bytes(needed),
+            output::bytes(available)
+        ),
+        error => error.into(),
+    })
 }
 
 /// Runs every test once to warm up, then rounds of the machine's limits, every test, and the peer. A round that is

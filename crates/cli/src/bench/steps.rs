@@ -35,6 +35,14 @@ impl Test {
         }
     }
 
+    /// Tokens that a sequence has before.
+    pub(crate) fn past(&self) -> usize {
+        match *self {
+            Test::Prefill { .. } => 0,
+            Test::Decode { context, .. } => context,
+        }
+    }
+
     /// Sequences computed together.
     pub(crate) fn batch(&self) -> usize {
         match *self {

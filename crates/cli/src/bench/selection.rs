@@ -69,7 +69,7 @@ fn check(args: &BenchArgs, test: &Test, positions: usize) -> anyhow::Result<()> 
 }
 
 #[cfg(test)]
-mod test {
+mod tests {
     use clap::Parser;
 
     use super::*;
@@ -78,7 +78,7 @@ mod test {
     fn of(options: &str, positions: usize) -> anyhow::Result<Vec<Test>> {
         let line = format!("samebits bench model {options}");
         let Command::Bench(args) = Args::parse_from(line.split_whitespace()).command else { panic!() };
-        tests(&args, positions)
+        super::tests(&args, positions)
     }
 
     fn decode(batch: usize, context: usize) -> Test {
