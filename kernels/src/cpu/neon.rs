@@ -141,6 +141,7 @@ impl<D: Dot> Simd for Neon<D> {
     type I = [int32x4_t; 4];
     type M = [uint32x4_t; 4];
     const TILE: usize = 4;
+    const DENSE_TOKENS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -182,12 +183,16 @@ impl<D: Dot> Simd for Neon<D> {
         quarters!(vnegq_f32, x)
     }
     #[inline(always)]
-    fn round(self, x: Self::F) -> Self::F {
-        quarters!(vrndnq_f32, x)
-    }
-    #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
         quarters!(vmaxq_f32, a, b)
+    }
+    #[inline(always)]
+    fn add_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        quarters!(vfmaq_f32, c, a, b)
+    }
+    #[inline(always)]
+    fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        quarters!(vfmsq_f32, c, a, b)
     }
     #[inline(always)]
     fn lt(self, a: Self::F, b: Self::F) -> Self::M {
@@ -202,12 +207,6 @@ impl<D: Dot> Simd for Neon<D> {
         let words = words(self, x);
         let words: [float16x4_t; 4] = quarters!(vreinterpret_f16_u16, words);
         quarters!(vcvt_f32_f16, words)
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-        let words = words(self, x);
-        let bits: [uint32x4_t; 4] = quarters!(vshll_n_u16::<16>, words);
-        quarters!(vreinterpretq_f32_u32, bits)
     }
 
     #[inline(always)]
@@ -282,6 +281,10 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
         quarters!(vmulq_s32, a, b)
+    }
+    #[inline(always)]
+    fn add_product_i16(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        quarters!(vmlaq_s32, acc, a, b)
     }
     #[inline(always)]
     fn max_i32(self, a: Self::I, b: Self::I) -> Self::I {
@@ -376,6 +379,25 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn round_f16(self, x: Self::F) -> Self::F {
+        let rounded: [float16x4_t; 4] = quarters!(vcvt_f16_f32, x);
+        quarters!(vcvt_f32_f16, rounded)
+    }
+    #[inline(always)]
+    fn max_u16(self, a: Self::I, b: Self::I) -> Self::I {
+        let (a, b) = (halfwords(self, a), halfwords(self, b));
+        let larger: [uint16x8_t; 4] = quarters!(vmaxq_u16, a, b);
+        quarters!(vreinterpretq_s32_u16, larger)
+    }
+    #[inline(always)]
+    fn at_least_u16(self, x: Self::I, least: u16) -> Self::I {
+        let magnitude = halfwords(self, self.and(x, self.splat_i32(0x7fff_7fff)));
+        let least = vector!([vdupq_n_u16(least); 4]);
+        let kept: [uint16x8_t; 4] = quarters!(vcgeq_u16, magnitude, least);
+        self.and(x, quarters!(vreinterpretq_s32_u16, kept))
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [Self::I; 16]) -> [Self::I; 16] {
         // Blocks of four rows by four columns: block (g, c) goes to (c, g).
         let mut columns = rows;
@@ -410,6 +432,32 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
+        let [a, b, c, d] = x.map(|x| halfwords(self, x));
+        let ab: [uint16x8_t; 4] = quarters!(vuzp1q_u16, a, b);
+        let cd: [uint16x8_t; 4] = quarters!(vuzp1q_u16, c, d);
+        let ab: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, ab);
+        let cd: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, cd);
+        let high: [uint8x16_t; 4] = quarters!(vuzp2q_u8, ab, cd);
+        let low: [uint8x16_t; 4] = quarters!(vuzp1q_u8, ab, cd);
+        [quarters!(vreinterpretq_s32_u8, high), quarters!(vreinterpretq_s32_u8, low)]
+    }
+
+    #[inline(always)]
+    fn even_odd(self, a: Self::F, b: Self::F) -> [Self::F; 2] {
+        let (left, right) = ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]]);
+        [quarters!(vuzp1q_f32, left, right), quarters!(vuzp2q_f32, left, right)]
+    }
+
+    #[inline(always)]
+    fn prefetch(self, byte: &u8) {
+        // SAFETY: a hint about an address, which no program can see the effect of.
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) byte, options(readonly, nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
     fn tree(self, x: Self::F) -> f32 {
         vector!({
             let x = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
@@ -441,13 +489,19 @@ fn parts<T, const N: usize, const ALL: usize>(x: &[T; ALL]) -> [&[T; N]; 4] {
     [&parts[0], &parts[1], &parts[2], &parts[3]]
 }
 
-/// 16 words of 16 bits.
+/// 16 words of 16 bits, a lane each.
 #[inline(always)]
 fn words<D: Dot>(_: Neon<D>, x: &[u8; 32]) -> [uint16x4_t; 4] {
     let [a, b, c, d] = parts::<_, 8, 32>(x);
     let bytes =
         vector!([vld1_u8(a.as_ptr()), vld1_u8(b.as_ptr()), vld1_u8(c.as_ptr()), vld1_u8(d.as_ptr()),]);
     quarters!(vreinterpret_u16_u8, bytes)
+}
+
+/// The 16-bit halves of each lane.
+#[inline(always)]
+fn halfwords<D: Dot>(_: Neon<D>, x: [int32x4_t; 4]) -> [uint16x8_t; 4] {
+    quarters!(vreinterpretq_u16_s32, x)
 }
 
 /// The 4 by 4 matrix of lanes, transposed.
