@@ -82,10 +82,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         halves!(_mm256_xor_ps(sign, x))
     }
     #[inline(always)]
-    fn round(self, x: Self::F) -> Self::F {
-        halves!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
-    }
-    #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
         // The instruction gives `b` where either is NaN.
         let larger: Self::F = halves!(_mm256_max_ps(a, b));

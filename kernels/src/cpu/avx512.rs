@@ -72,10 +72,6 @@ impl Simd for Avx512 {
         vector!(_mm512_xor_ps(x, _mm512_set1_ps(-0.0)))
     }
     #[inline(always)]
-    fn round(self, x: Self::F) -> Self::F {
-        vector!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
-    }
-    #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
         // The instruction gives `b` where either is NaN.
         vector!(_mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), a))

@@ -321,7 +321,6 @@ mod tests {
                 s.div(x, y),
                 s.abs(x),
                 s.neg(x),
-                s.round(s.mul(x, s.splat(0.0009765625))),
                 s.max(x, y),
                 s.select(less, x, y),
                 s.select(both, x, y),

@@ -85,10 +85,6 @@ impl Simd for Scalar {
         map(x, |x| -x)
     }
     #[inline(always)]
-    fn round(self, x: Self::F) -> Self::F {
-        map(x, f32::round_ties_even)
-    }
-    #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| if a > b || a.is_nan() { a } else { b })
     }

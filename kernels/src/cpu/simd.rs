@@ -31,8 +31,6 @@ pub(super) trait Simd: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, x: Self::F) -> Self::F;
     fn neg(self, x: Self::F) -> Self::F;
-    /// The nearest integer, ties to even.
-    fn round(self, x: Self::F) -> Self::F;
     /// The larger of both; NaN if either is.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The larger of both, neither of which is NaN; unspecified otherwise.
