@@ -403,6 +403,7 @@ impl Engine {
             }
             row += usize::from(part.logits);
         }
+        self.runner.reuse(logits);
     }
 
     /// Samples one sequence's next token.

@@ -24,6 +24,11 @@ pub trait Runner: Send {
     /// # Errors
     /// Whatever the device reports; the step is over either way, and its page writes are then not to be trusted.
     fn wait(&mut self) -> Result<Logits, RunnerError>;
+
+    /// Takes back logits that have been used, for a later step to fill instead of memory of its own.
+    fn reuse(&mut self, logits: Logits) {
+        drop(logits);
+    }
 }
 
 /// What a [`Runner`] can hold and do.
@@ -89,6 +94,11 @@ impl Logits {
             return Err(RunnerError::Protocol { detail });
         }
         Ok(Self { vocab_size, data })
+    }
+
+    /// All rows.
+    pub fn into_values(self) -> Vec<f32> {
+        self.data
     }
 
     /// How many rows there are.

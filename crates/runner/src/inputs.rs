@@ -8,41 +8,69 @@ use samebits_tensor::{AttentionBatch, Backend, Result, Tensor};
 /// # Errors
 /// If the backend cannot take them.
 pub fn step_inputs<B: Backend>(backend: &B, batch: &Batch, page_size: usize) -> Result<Step<B>> {
-    let column = |values: &[i32]| Tensor::of(backend, [values.len()], values);
-    let width = batch.seqs.iter().map(|seq| seq.pages.len()).max().unwrap_or(0);
-    let tables: Vec<i32> = batch.seqs.iter().flat_map(|seq| padded_table(seq, width)).collect();
-    let sequences =
-        batch.seqs.iter().enumerate().flat_map(|(i, seq)| seq.tokens.clone().map(move |_| i as i32));
-    let positions: Vec<i32> = batch.positions.iter().map(|&position| position as i32).collect();
-    let logits = batch.seqs.iter().filter(|seq| seq.logits).map(|seq| seq.tokens.end as i32 - 1);
-    Ok(Step {
-        tokens: column(&batch.tokens.iter().map(|&token| token as i32).collect::<Vec<_>>())?,
-        slots: column(&slots(batch, page_size))?,
-        attention: AttentionBatch {
-            positions: column(&positions)?,
-            sequences: column(&sequences.collect::<Vec<_>>())?,
-            block_tables: Tensor::of(backend, [batch.seqs.len(), width], &tables)?,
-            max_context: positions.iter().max().map_or(0, |&last| last as usize + 1),
-        },
-        logits: column(&logits.collect::<Vec<_>>())?,
-    })
+    let mut inputs = Inputs::default();
+    inputs.fill(batch, page_size);
+    inputs.upload(backend)
 }
 
-fn padded_table(seq: &BatchSeq, width: usize) -> impl Iterator<Item = i32> {
-    seq.pages.iter().map(|page| page.0 as i32).chain(std::iter::repeat(0)).take(width)
+/// A batch as a model's inputs, in vectors that are used again.
+#[derive(Default)]
+pub(crate) struct Inputs {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    /// Cache slot of each token: `page * page_size + offset`.
+    slots: Vec<i32>,
+    sequences: Vec<i32>,
+    /// `[sequences, width]`.
+    tables: Vec<i32>,
+    shape: [usize; 2],
+    logits: Vec<i32>,
 }
 
-/// Cache slot of each token: `page * page_size + offset`.
-fn slots(batch: &Batch, page_size: usize) -> Vec<i32> {
-    let slot = |seq: &BatchSeq, position: u32| {
-        let page = seq.pages[position as usize / page_size].0 as usize;
-        (page * page_size + position as usize % page_size) as i32
-    };
-    batch
-        .seqs
-        .iter()
-        .flat_map(|seq| batch.positions[seq.tokens.clone()].iter().map(move |&position| slot(seq, position)))
-        .collect()
+impl Inputs {
+    /// Takes over a batch.
+    pub(crate) fn fill(&mut self, batch: &Batch, page_size: usize) {
+        self.clear();
+        self.tokens.extend(batch.tokens.iter().map(|&token| token as i32));
+        self.positions.extend(batch.positions.iter().map(|&position| position as i32));
+        let width = batch.seqs.iter().map(|seq| seq.pages.len()).max().unwrap_or(0);
+        self.shape = [batch.seqs.len(), width];
+        for (i, seq) in batch.seqs.iter().enumerate() {
+            let positions = &batch.positions[seq.tokens.clone()];
+            self.slots.extend(positions.iter().map(|&position| slot(seq, position as usize, page_size)));
+            self.sequences.extend(positions.iter().map(|_| i as i32));
+            self.tables.extend(seq.pages.iter().map(|page| page.0 as i32));
+            self.tables.resize((i + 1) * width, 0);
+            if seq.logits {
+                self.logits.push(seq.tokens.end as i32 - 1);
+            }
+        }
+    }
+
+    /// The tensors.
+    pub(crate) fn upload<B: Backend>(&self, backend: &B) -> Result<Step<B>> {
+        let column = |values: &[i32]| Tensor::of(backend, [values.len()], values);
+        Ok(Step {
+            tokens: column(&self.tokens)?,
+            slots: column(&self.slots)?,
+            attention: AttentionBatch {
+                positions: column(&self.positions)?,
+                sequences: column(&self.sequences)?,
+                block_tables: Tensor::of(backend, self.shape, &self.tables)?,
+                max_context: self.positions.iter().max().map_or(0, |&last| last as usize + 1),
+            },
+            logits: column(&self.logits)?,
+        })
+    }
+
+    fn clear(&mut self) {
+        let Inputs { tokens, positions, slots, sequences, tables, logits, .. } = self;
+        [tokens, positions, slots, sequences, tables, logits].into_iter().for_each(Vec::clear);
+    }
+}
+
+fn slot(seq: &BatchSeq, position: usize, page_size: usize) -> i32 {
+    (seq.pages[position / page_size].0 as usize * page_size + position % page_size) as i32
 }
 
 #[cfg(test)]
@@ -51,16 +79,31 @@ mod tests {
 
     use super::*;
 
+    fn inputs(batch: &Batch) -> Inputs {
+        let mut inputs = Inputs::default();
+        // What was there before does not show.
+        inputs.fill(&Batch { tokens: vec![9], positions: vec![0], seqs: vec![seq(0..1, &[3, 4])] }, 16);
+        inputs.fill(batch, 16);
+        inputs
+    }
+
+    fn seq(tokens: std::ops::Range<usize>, pages: &[u32]) -> BatchSeq {
+        BatchSeq { tokens, pages: pages.iter().map(|&page| PageId(page)).collect(), logits: true }
+    }
+
     #[test]
     fn a_slot_is_its_page_and_offset() {
-        let seq = BatchSeq { tokens: 0..3, pages: vec![PageId(7), PageId(2)], logits: true };
-        let batch = Batch { tokens: vec![1, 2, 3], positions: vec![15, 16, 17], seqs: vec![seq] };
-        assert_eq!(slots(&batch, 16), [7 * 16 + 15, 2 * 16, 2 * 16 + 1]);
+        let seqs = vec![seq(0..3, &[7, 2])];
+        let inputs = inputs(&Batch { tokens: vec![1, 2, 3], positions: vec![15, 16, 17], seqs });
+        assert_eq!(inputs.slots, [7 * 16 + 15, 2 * 16, 2 * 16 + 1]);
+        assert_eq!((inputs.tokens, inputs.logits), (vec![1, 2, 3], vec![2]));
     }
 
     #[test]
     fn tables_are_padded_with_page_0() {
-        let seq = BatchSeq { tokens: 0..1, pages: vec![PageId(7)], logits: true };
-        assert_eq!(padded_table(&seq, 3).collect::<Vec<_>>(), [7, 0, 0]);
+        let seqs = vec![seq(0..1, &[7]), seq(1..2, &[1, 2, 3])];
+        let inputs = inputs(&Batch { tokens: vec![1, 2], positions: vec![0, 33], seqs });
+        assert_eq!((inputs.tables, inputs.shape), (vec![7, 0, 0, 1, 2, 3], [2, 3]));
+        assert_eq!((inputs.sequences, inputs.logits), (vec![0, 1], vec![0, 1]));
     }
 }

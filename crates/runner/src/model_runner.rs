@@ -5,7 +5,7 @@ use samebits_models::Model;
 use samebits_nn::{Config, Loader, Result as LoadResult, WeightSource};
 use samebits_tensor::{Backend, KvCache, Tensor};
 
-use crate::{MemoryPlan, RunnerConfig, step_inputs};
+use crate::{MemoryPlan, RunnerConfig, inputs::Inputs};
 
 /// Runs a model eagerly on a backend. An asynchronous backend is given a step's operations in [`Runner::submit`]; another
 /// computes in [`Runner::wait`], so that the caller hands out the last step's results first.
@@ -15,10 +15,13 @@ pub struct ModelRunner<B: Backend> {
     caches: Vec<KvCache<B>>,
     limits: Limits,
     submitted: VecDeque<Submitted<B>>,
+    /// Inputs of steps that are over, and logits that came back.
+    spare_inputs: Vec<Inputs>,
+    spare_logits: Vec<Vec<f32>>,
 }
 
 enum Submitted<B: Backend> {
-    Batch(Batch),
+    Inputs(Inputs),
     Logits(Tensor<B>),
 }
 
@@ -46,7 +49,15 @@ impl<B: Backend> ModelRunner<B> {
             max_context: plan.max_context,
             vocab_size: config.vocab_size,
         };
-        Ok(ModelRunner { backend, model, caches, limits, submitted: VecDeque::new() })
+        Ok(ModelRunner {
+            backend,
+            model,
+            caches,
+            limits,
+            submitted: VecDeque::new(),
+            spare_inputs: Vec::new(),
+            spare_logits: Vec::new(),
+        })
     }
 
     /// The backend.
@@ -54,8 +65,10 @@ impl<B: Backend> ModelRunner<B> {
         &self.backend
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<Tensor<B>, RunnerError> {
-        let step = step_inputs(&self.backend, batch, self.limits.page_size);
+    /// Computes a step's logits.
+    fn forward(&mut self, inputs: Inputs) -> Result<Tensor<B>, RunnerError> {
+        let step = inputs.upload(&self.backend);
+        self.spare_inputs.push(inputs);
         let logits = step.and_then(|step| self.model.forward(&step, &mut self.caches));
         logits.map_err(|error| self.failed("forward", error))
     }
@@ -76,9 +89,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
+        let mut inputs = self.spare_inputs.pop().unwrap_or_default();
+        inputs.fill(batch, self.limits.page_size);
         let submitted = match self.backend.is_asynchronous() {
-            true => Submitted::Logits(self.forward(batch)?),
-            false => Submitted::Batch(batch.clone()),
+            true => Submitted::Logits(self.forward(inputs)?),
+            false => Submitted::Inputs(inputs),
         };
         self.submitted.push_back(submitted);
         Ok(())
@@ -87,10 +102,16 @@ impl<B: Backend> Runner for ModelRunner<B> {
     fn wait(&mut self) -> Result<Logits, RunnerError> {
         let logits = match self.submitted.pop_front() {
             Some(Submitted::Logits(logits)) => logits,
-            Some(Submitted::Batch(batch)) => self.forward(&batch)?,
+            Some(Submitted::Inputs(inputs)) => self.forward(inputs)?,
             None => return Err(RunnerError::Protocol { detail: "wait without a submitted step".into() }),
         };
-        let values = logits.to_vec().map_err(|error| self.failed("download", error))?;
+        let mut values = self.spare_logits.pop().unwrap_or_default();
+        values.resize(logits.shape().elements(), 0.0);
+        logits.read(&mut values).map_err(|error| self.failed("download", error))?;
         Logits::new(self.limits.vocab_size, values)
+    }
+
+    fn reuse(&mut self, logits: Logits) {
+        self.spare_logits.push(logits.into_values());
     }
 }

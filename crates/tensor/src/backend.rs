@@ -109,6 +109,11 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// # Errors
     /// [`crate::Error::Traced`] where there is no value yet.
     fn download(&self, x: &Tensor<Self>) -> Result<HostTensor>;
+    /// Copies a tensor's bytes to the host, as many as `out` has; as [`Backend::download`] does, into the caller's memory.
+    fn download_bytes(&self, x: &Tensor<Self>, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(self.download(x)?.bytes());
+        Ok(())
+    }
     /// `shape` filled with `value`.
     fn full(&self, shape: &Shape, value: Scalar) -> Result<Self::Data>;
     /// i32 of `shape`, each element its index along `axis`.

@@ -93,6 +93,19 @@ impl<B: Backend> Tensor<B> {
         self.download()?.to_vec()
     }
 
+    /// Copies the elements to where the caller wants them.
+    ///
+    /// # Errors
+    /// If they are of another type or number, and [`Error::Traced`] where there is no value yet.
+    pub fn read<T: Element>(&self, out: &mut [T]) -> Result<()> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::DType { op: "read", expected: T::DTYPE.name(), found: self.dtype });
+        }
+        let fits = out.len() == self.shape.elements();
+        check(fits, "read", || format!("{} elements of {}", out.len(), self.shape))?;
+        self.backend.download_bytes(self, bytemuck::cast_slice_mut(out))
+    }
+
     /// The same elements, row-major, under another shape.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
