@@ -64,6 +64,12 @@ pub(super) struct Tile<'a> {
     pub(super) sums: &'a [i16],
 }
 
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Activations {
     /// No activations yet.
     pub const fn new() -> Self {
