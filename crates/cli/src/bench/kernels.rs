@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Interrupt, bar,
     machine::{Ceilings, Machine},
-    report::{digits, giga},
+    report::{digits, giga, threads},
 };
 use crate::{args::BenchArgs, output};
 
@@ -25,6 +25,9 @@ const MATRIX: (usize, [usize; 2]) = (128, [1536, 1536]);
 
 /// Runs of a product in a round, the fastest of which counts.
 const RUNS: usize = 3;
+
+/// Seconds after which a round asks for no other run.
+const RUN_SECONDS: f64 = 0.05;
 
 /// A format on an instruction set, and the fastest of its products so far.
 struct Case {
@@ -72,7 +75,10 @@ pub(crate) fn bench(args: &BenchArgs, interrupt: &Interrupt) -> anyhow::Result<(
     }
     match args.json {
         true => println!("{:#}", json!({"sets": sets.iter().map(Set::json).collect::<Vec<_>>()})),
-        false => sets.iter().for_each(|set| println!("{}", set.text())),
+        false => {
+            let tables: Vec<_> = sets.iter().map(Set::text).collect();
+            print!("{}", tables.join("\n"));
+        }
     }
     Ok(())
 }
@@ -107,11 +113,12 @@ impl Set {
     }
 
     fn text(&self) -> String {
-        let (isa, threads) = (self.machine.isa(), self.machine.threads());
+        let isa = self.machine.isa();
         let heading = format!(
-            "{} ({}), {threads} threads: int8 {} GOP/s, f32 {} GOP/s",
+            "{} ({}), {}: int8 {} GOP/s, f32 {} GOP/s",
             isa.name(),
             isa.title(),
+            threads(self.machine.threads()),
             giga(self.peaks.int8),
             giga(self.peaks.f32)
         );
@@ -194,10 +201,16 @@ impl Product {
     }
 
     fn run(&mut self) -> anyhow::Result<()> {
+        let mut spent = 0.0;
         for _ in 0..RUNS {
             let start = Instant::now();
             std::hint::black_box(self.x.linear(&self.weight)?);
-            self.seconds = self.seconds.min(start.elapsed().as_secs_f64());
+            let seconds = start.elapsed().as_secs_f64();
+            self.seconds = self.seconds.min(seconds);
+            spent += seconds;
+            if spent > RUN_SECONDS {
+                break;
+            }
         }
         Ok(())
     }

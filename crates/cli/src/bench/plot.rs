@@ -95,6 +95,10 @@ fn lines(
     for line in &mut lines {
         line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
+    // A test alone on its line says nothing where others show a course.
+    if lines.iter().any(|line| line.points.len() > 1) {
+        lines.retain(|line| line.points.len() > 1);
+    }
     lines
 }
 
@@ -129,13 +133,18 @@ fn panel(
     if points().next().is_none() {
         return Err("nothing was decoded; give --batch a number above 0".into());
     }
+    // The legend stands above the lines.
+    let headroom = 1.1 + 0.06 * lines.len() as f64;
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 18))
         .margin(14)
         .x_label_area_size(42)
         .y_label_area_size(58)
-        .build_cartesian_2d(0.0..1.04 * x_max, 0.0..1.12 * y_max)?;
-    chart.configure_mesh().x_desc(x_title).light_line_style(WHITE).max_light_lines(1).draw()?;
+        .build_cartesian_2d(0.0..1.04 * x_max, 0.0..headroom * y_max)?;
+    let label = |x: &f64| format!("{}", (x * 1000.0).round() / 1000.0);
+    let mut mesh = chart.configure_mesh();
+    mesh.x_label_formatter(&label).y_label_formatter(&label);
+    mesh.x_desc(x_title).light_line_style(WHITE).max_light_lines(1).draw()?;
     for (line, colour) in lines.iter().zip(COLOURS.into_iter().cycle()) {
         let style = colour.stroke_width(2);
         let medians = line.points.iter().map(|&(x, [_, median, _])| (x, median));

@@ -118,7 +118,7 @@ impl Results {
         let isa = self.isa.title();
         let mut rows = vec![
             ("model", self.model.clone()),
-            ("device", format!("{}: {isa}, {} threads", self.device, self.threads)),
+            ("device", format!("{}: {isa}, {}", self.device, threads(self.threads))),
             ("rounds", rounds),
         ];
         if let Some(Ceilings { read, int8, f32 }) = self.ceilings() {
@@ -198,6 +198,10 @@ impl Summary {
         );
         test
     }
+}
+
+pub(crate) fn threads(n: usize) -> String {
+    format!("{n} thread{}", if n == 1 { "" } else { "s" })
 }
 
 /// Three significant digits, or all before the point.
