@@ -176,6 +176,9 @@ pub(crate) struct ModelArgs {
     /// Tokens of a page of the cache; a power of two up to 128.
     #[arg(long, default_value_t = 32, help_heading = "Serving")]
     pub(crate) block_size: usize,
+    /// Keep the packed weights in a file of this directory, as large as the model's, for the next start to map.
+    #[arg(long, value_name = "DIR", help_heading = "Serving")]
+    pub(crate) packed_cache: Option<PathBuf>,
     /// Jinja file to use instead of the model's chat template.
     #[arg(long, value_name = "FILE", help_heading = "Serving")]
     pub(crate) chat_template: Option<PathBuf>,
@@ -189,6 +192,9 @@ pub(crate) struct DeviceArgs {
     /// Threads of the CPU; one a core if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) threads: Option<usize>,
+    /// Keep each thread of the CPU on a core of its own, where the machine computes nothing else.
+    #[arg(long, help_heading = "Device")]
+    pub(crate) pin: bool,
     /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) isa: Option<String>,
@@ -239,6 +245,10 @@ impl ModelArgs {
     pub(crate) fn builder(&self) -> anyhow::Result<Builder> {
         let (device, cpu) = self.device.choice()?;
         let builder = Model::builder(&self.model).device(device).cpu(cpu).runner(self.runner_config());
+        let builder = match &self.packed_cache {
+            Some(directory) => builder.packed_cache(directory),
+            None => builder,
+        };
         let Some(path) = &self.chat_template else { return Ok(builder) };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("--chat-template {}", path.display()))?;
@@ -263,7 +273,7 @@ impl DeviceArgs {
         if self.threads == Some(0) {
             bail!("--threads is 0; give at least 1");
         }
-        Ok((device, CpuOptions { threads: self.threads, isa }))
+        Ok((device, CpuOptions { threads: self.threads, isa, pin: self.pin }))
     }
 }
 

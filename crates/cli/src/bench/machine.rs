@@ -31,7 +31,7 @@ impl<T> Ceilings<T> {
 impl Machine {
     /// The processors, used as `options` say, with a buffer of about `bytes` to read.
     pub(crate) fn new(options: &CpuOptions, bytes: u64) -> anyhow::Result<Machine> {
-        let builder = Cpu::builder().threads(options.threads.unwrap_or_default());
+        let builder = Cpu::builder().threads(options.threads.unwrap_or_default()).pin(options.pin);
         let cpu = options.isa.map_or(builder, |isa| builder.isa(isa)).build()?;
         let threads = AtomicUsize::new(0);
         cpu.on_every_thread(|| {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn threads_are_those_asked_for() {
-        let options = CpuOptions { threads: Some(2), isa: Some(Isa::SCALAR) };
+        let options = CpuOptions { threads: Some(2), isa: Some(Isa::SCALAR), pin: false };
         let machine = Machine::new(&options, 100_000).unwrap();
         assert_eq!((machine.threads(), machine.isa()), (2, Isa::SCALAR));
         let ceilings = machine.ceilings();
