@@ -113,7 +113,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, byte: &u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()))
+        vector!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(byte).cast()))
     }
     #[inline(always)]
     fn load_f16(self, x: &[u8; 32]) -> Self::F {
@@ -121,14 +121,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast())),
         ])
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-        let words: Self::I = vector!([
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())),
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(16).cast())),
-        ]);
-        self.of_bits(self.shl::<16>(words))
     }
 
     #[inline(always)]

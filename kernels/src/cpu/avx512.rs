@@ -2,15 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::Simd;
+use super::simd::{Simd, dot_bf16};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, and whether it has BF16.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The CPU must have AVX-512 F, BW, DQ, VL and VNNI.
+    /// The CPU must have AVX-512 F, BW, DQ, VL and VNNI, and BF16 if so said.
     #[inline(always)]
     pub(super) unsafe fn new() -> Self {
         Avx512(())
@@ -26,7 +26,7 @@ macro_rules! vector {
     };
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
@@ -95,13 +95,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_f16(self, x: &[u8; 32]) -> Self::F {
         vector!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-        vector!({
-            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
-        })
     }
 
     #[inline(always)]
@@ -224,6 +217,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn add_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
         vector!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F, a: Self::I, b: Self::I) -> Self::F {
+        if BF16 {
+            // The instruction takes the odd elements first, which are the high halves.
+            return vector!(_mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)));
+        }
+        dot_bf16(self, acc, a, b)
     }
     #[inline(always)]
     fn round_f16(self, x: Self::F) -> Self::F {
@@ -353,7 +354,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, byte: &u8) {
-        vector!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(byte).cast()))
+        vector!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(byte).cast()))
     }
 
     #[inline(always)]

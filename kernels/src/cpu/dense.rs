@@ -1,6 +1,6 @@
 //! Linear layers over float weights: the contract's `dot`, 16 rows side by side.
 
-use std::{array, marker::PhantomData, ops::Range};
+use std::{array, cmp::Ordering, marker::PhantomData};
 
 use bytemuck::Pod;
 use samebits_tensor::{
@@ -111,7 +111,7 @@ pub struct DensePanels<'a> {
 /// Activations `[m, k]` rounded to a weight's type, in tiles of tokens: `[words, tokens]` each. All tiles are as wide as
 /// the widest that the instructions take but the last, which is as wide as needed; tokens past the last are zero.
 pub struct Floats {
-    format: Format,
+    rounding: Rounding,
     m: usize,
     k: usize,
     widest: usize,
@@ -129,7 +129,7 @@ impl Default for Floats {
 impl Floats {
     /// No activations yet.
     pub const fn new() -> Self {
-        Floats { format: Format::F32, m: 0, k: 0, widest: 1, words: Vec::new(), largest: Vec::new() }
+        Floats { rounding: Rounding::F32, m: 0, k: 0, widest: 1, words: Vec::new(), largest: Vec::new() }
     }
 
     /// Rounds `x [m, k]` to the type of `format`, in the memory of the last ones.
@@ -147,10 +147,9 @@ impl Floats {
     /// # Panics
     /// If `format` is no float format.
     pub fn reset(&mut self, isa: Isa, m: usize, k: usize, format: Format) {
-        assert!(!format.is_quantized(), "{format} is not a float format");
-        (self.format, self.m, self.k, self.widest) = (format, m, k, widest(isa));
+        (self.rounding, self.m, self.k, self.widest) = (Rounding::of(isa, format), m, k, widest(isa));
         let padded = self.tiles().map(|tile| tile.width).sum::<usize>();
-        self.words.resize(self.words.len().max(padded * words_per_token(format, k)), 0);
+        self.words.resize(self.words.len().max(padded * self.rounding.words(k)), 0);
         self.largest.resize(self.largest.len().max(m.div_ceil(self.widest)), 0);
     }
 
@@ -159,14 +158,14 @@ impl Floats {
     /// # Panics
     /// If `x` is not as long, or has no columns.
     pub fn pieces<'a>(&'a mut self, x: &'a [f32], tokens: usize) -> impl Iterator<Item = FloatPiece<'a>> {
-        let Floats { format, m, k, widest, .. } = *self;
+        let Floats { rounding, m, k, widest, .. } = *self;
         assert_eq!(x.len(), m * k, "activations [{m}, {k}]");
         let tokens = tokens.max(1).next_multiple_of(widest);
         let parts = x
             .chunks(tokens * k)
-            .zip(self.words.chunks_mut(tokens * words_per_token(format, k)))
+            .zip(self.words.chunks_mut(tokens * rounding.words(k)))
             .zip(self.largest.chunks_mut(tokens / widest));
-        parts.map(move |((x, words), largest)| FloatPiece { format, k, widest, x, words, largest })
+        parts.map(move |((x, words), largest)| FloatPiece { rounding, k, widest, x, words, largest })
     }
 
     fn tiles(&self) -> Tiles {
@@ -176,14 +175,44 @@ impl Floats {
     /// The words of a tile.
     #[inline(always)]
     fn words(&self, tile: Tile) -> &[u32] {
-        let per_token = words_per_token(self.format, self.k);
+        let per_token = self.rounding.words(self.k);
         &self.words[tile.start * per_token..(tile.start + tile.width) * per_token]
     }
 }
 
-/// Words of a token's activations: one a column, and +0 where BF16 has a column of padding.
-fn words_per_token(format: Format, k: usize) -> usize {
-    if format == Format::BF16 { k.next_multiple_of(2) } else { k }
+/// What activations are rounded to, and what a word of them holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rounding {
+    /// A column.
+    F32,
+    /// A column, widened.
+    F16,
+    /// A column, widened; +0 where the weights have a column of padding.
+    Bf16,
+    /// Two columns, as the weights do.
+    Bf16Pairs,
+}
+
+impl Rounding {
+    fn of(isa: Isa, format: Format) -> Self {
+        match format {
+            Format::F32 => Rounding::F32,
+            Format::F16 => Rounding::F16,
+            Format::BF16 if isa.has_bf16_dots() => Rounding::Bf16Pairs,
+            Format::BF16 => Rounding::Bf16,
+            _ => panic!("{format} is not a float format"),
+        }
+    }
+
+    /// Words of a token.
+    #[inline(always)]
+    fn words(self, k: usize) -> usize {
+        match self {
+            Rounding::F32 | Rounding::F16 => k,
+            Rounding::Bf16 => k.next_multiple_of(2),
+            Rounding::Bf16Pairs => k.div_ceil(2),
+        }
+    }
 }
 
 /// Tokens of the widest tile.
@@ -260,7 +289,7 @@ impl Iterator for Tiles {
 
 /// Some tokens of [`Floats`], and the rows that they come from.
 pub struct FloatPiece<'a> {
-    format: Format,
+    rounding: Rounding,
     k: usize,
     widest: usize,
     x: &'a [f32],
@@ -271,23 +300,25 @@ pub struct FloatPiece<'a> {
 impl FloatPiece<'_> {
     /// Rounds the rows to the type of the weights; what is below [`TINY`] becomes +0.
     pub fn round(self, isa: Isa) {
-        match self.format {
-            Format::F32 => isa.run(Rounding::<F32>(self, PhantomData)),
-            Format::F16 => isa.run(Rounding::<F16>(self, PhantomData)),
-            _ => isa.run(Rounding::<Bf16<true>>(self, PhantomData)),
+        match self.rounding {
+            Rounding::F32 => isa.run(Round::<F32>(self, PhantomData)),
+            Rounding::F16 => isa.run(Round::<F16>(self, PhantomData)),
+            Rounding::Bf16 => isa.run(Round::<Bf16<true>>(self, PhantomData)),
+            Rounding::Bf16Pairs => isa.run(Round::<Bf16Pairs<true>>(self, PhantomData)),
         }
     }
 }
 
-struct Rounding<'a, E>(FloatPiece<'a>, PhantomData<E>);
+struct Round<'a, E>(FloatPiece<'a>, PhantomData<E>);
 
-impl<E: Element> Kernel for Rounding<'_, E> {
+impl<E: Element> Kernel for Round<'_, E> {
+    const BF16_DOTS: bool = E::BF16_DOTS;
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let FloatPiece { format, k, widest, x, words, largest } = self.0;
-        let per_token = words_per_token(format, k);
+        let FloatPiece { rounding, k, widest, x, words, largest } = self.0;
+        let per_token = rounding.words(k);
         for (tile, largest) in Tiles::new(x.len() / k, widest).zip(largest) {
             let x = &x[tile.start * k..(tile.start + tile.used) * k];
             let words = &mut words[tile.start * per_token..(tile.start + tile.width) * per_token];
@@ -304,28 +335,41 @@ impl<E: Element> Kernel for Rounding<'_, E> {
 #[inline(always)]
 fn round_row<S: Simd, E: Element>(s: S, x: &[f32], words: &mut [u32]) -> S::I {
     let mut largest = s.splat_i32(0);
-    for (x, words) in x.chunks(LANES).zip(words.chunks_mut(LANES)) {
-        let bits = round_lanes::<S, E>(s, x, &mut largest);
+    for (x, words) in x.chunks(LANES * E::COLS / E::VECTORS).zip(words.chunks_mut(LANES)) {
+        let (x, rest) = x.split_at(x.len().min(LANES));
+        let mut bits = round_lanes::<S, E>(s, x, &mut largest);
+        if E::COLS > E::VECTORS {
+            let rest = round_lanes::<S, E>(s, rest, &mut largest);
+            let [even, odd] = s.even_odd(s.of_bits(bits), s.of_bits(rest));
+            bits = pairs(s, s.bits(even), s.bits(odd));
+        }
         store_words(s, bits, words);
     }
     largest
+}
+
+/// Two columns of rounded values in a word each.
+#[inline(always)]
+fn pairs<S: Simd>(s: S, first: S::I, second: S::I) -> S::I {
+    s.or(s.and(first, s.splat_i32(HIGH)), s.shr::<16>(second))
 }
 
 /// The rows of `x`, side by side; returns the largest magnitudes.
 #[inline(always)]
 fn round_tile<S: Simd, E: Element>(s: S, x: &[f32], k: usize, width: usize, words: &mut [u32]) -> S::I {
     let mut largest = s.splat_i32(0);
-    for (block, words) in words.chunks_mut(LANES * width).enumerate() {
+    for (block, words) in words.chunks_mut(LANES * E::VECTORS / E::COLS * width).enumerate() {
         let mut rows = [s.splat_i32(0); LANES];
         let cols = block * LANES..k.min((block + 1) * LANES);
         for (row, x) in rows.iter_mut().zip(x.chunks_exact(k)) {
             *row = round_lanes::<S, E>(s, &x[cols.clone()], &mut largest);
         }
         // Each store's lanes past the width are those that the next one writes.
-        for (i, column) in s.transpose(rows).into_iter().enumerate() {
-            match words.get_mut(i * width..) {
-                Some(words) => store_words(s, column, words),
-                None => break,
+        let columns = s.transpose(rows);
+        for (i, columns) in columns.chunks_exact(E::COLS / E::VECTORS).enumerate() {
+            let column = if E::COLS > E::VECTORS { pairs(s, columns[0], columns[1]) } else { columns[0] };
+            if let Some(words) = words.get_mut(i * width..) {
+                store_words(s, column, words);
             }
         }
     }
@@ -367,31 +411,39 @@ fn store_words<S: Simd>(s: S, words: S::I, out: &mut [u32]) {
 /// If a size does not fit.
 pub fn linear_dense(isa: Isa, panels: DensePanels<'_>, x: &Floats, out: MatrixMut<'_>) {
     let panel = DenseLayout::new(panels.format, panels.cols).bytes();
-    let fits = x.format == panels.format && x.k == panels.cols && x.m == out.rows();
-    assert!(fits && x.widest == widest(isa), "activations for {} columns", panels.cols);
+    let rounding = Rounding::of(isa, panels.format);
+    let fits = x.rounding == rounding && x.widest == widest(isa) && x.k == panels.cols && x.m == out.rows();
+    assert!(fits, "activations for {} columns of {}", panels.cols, panels.format);
     assert_eq!(panels.bytes.len(), out.cols().div_ceil(LANES) * panel, "panels of {}", panels.format);
     if panels.bytes.is_empty() || x.m == 0 {
         return;
     }
-    match panels.format {
-        Format::F32 => isa.run(Dense::<F32>::new(panels, x, out)),
-        Format::F16 => isa.run(Dense::<F16>::new(panels, x, out)),
-        _ => isa.run(Dense::<Bf16<true>>::new(panels, x, out)),
+    match rounding {
+        Rounding::F32 => isa.run(Dense::<F32>::new(panels, x, out)),
+        Rounding::F16 => isa.run(Dense::<F16>::new(panels, x, out)),
+        Rounding::Bf16 => isa.run(Dense::<Bf16<true>>::new(panels, x, out)),
+        Rounding::Bf16Pairs => isa.run(Dense::<Bf16Pairs<true>>::new(panels, x, out)),
     }
 }
 
 /// How weights of a type are read and multiplied.
 trait Element {
-    /// Columns of a step, words of a token's activations in it, and vectors of weights.
+    /// Columns of a step.
     const COLS: usize;
+    /// Vectors of weights of a step, and words of a token's activations.
+    const VECTORS: usize;
+    /// Vectors of a span.
+    const SPAN: usize = DOT_SPAN / Self::COLS * Self::VECTORS;
+    /// Whether [`Simd::dot_bf16`] is used.
+    const BF16_DOTS: bool = false;
     /// A step of 16 rows.
     type Step: Pod;
     /// The same with products that are rounded before they are added.
     type Rounded: Element<Step = Self::Step>;
 
-    /// The columns of a step as f32, those below [`TINY`] as +0; of two, [`Self::COLS`] count. Keeps the largest.
+    /// The weights of a step, those below [`TINY`] as +0, in [`Self::VECTORS`] of two vectors. Keeps the largest.
     fn load<S: Simd>(s: S, step: &Self::Step, largest: &mut S::I) -> [S::F; 2];
-    /// `acc + weights * x`.
+    /// `acc + weights * x`, of a pair the first column first.
     fn add<S: Simd>(s: S, acc: S::F, weights: S::F, x: S::F) -> S::F;
     /// Activations rounded to the type of the weights.
     fn round<S: Simd>(s: S, x: S::F) -> S::F;
@@ -405,11 +457,14 @@ trait Element {
 
 struct F32;
 struct F16;
-/// Fused or not.
+/// Columns apart; fused or not.
 struct Bf16<const FUSED: bool>;
+/// Columns in pairs; fused or not.
+struct Bf16Pairs<const FUSED: bool>;
 
 impl Element for F32 {
     const COLS: usize = 1;
+    const VECTORS: usize = 1;
     type Step = [u8; 4 * LANES];
     type Rounded = F32;
 
@@ -429,6 +484,7 @@ impl Element for F32 {
 
 impl Element for F16 {
     const COLS: usize = 1;
+    const VECTORS: usize = 1;
     type Step = [u8; 2 * LANES];
     /// No product of two f16 is rounded or too large.
     type Rounded = F16;
@@ -453,40 +509,92 @@ const HIGH: i32 = 0xffff << 16;
 
 impl<const FUSED: bool> Element for Bf16<FUSED> {
     const COLS: usize = 2;
+    const VECTORS: usize = 2;
     type Step = [u8; 4 * LANES];
     type Rounded = Bf16<false>;
 
     #[inline(always)]
     fn load<S: Simd>(s: S, step: &Self::Step, largest: &mut S::I) -> [S::F; 2] {
-        let pairs = s.at_least_u16(s.load_bytes(step), (TINY.to_bits() >> 16) as u16);
-        if FUSED {
-            *largest = s.max_u16(*largest, s.and(pairs, s.splat_i32(0x7fff_7fff)));
-        }
-        [s.of_bits(s.and(pairs, s.splat_i32(HIGH))), s.of_bits(s.shl::<16>(pairs))]
+        halves(s, load_pairs::<S, FUSED>(s, step, largest))
     }
-
     #[inline(always)]
     fn add<S: Simd>(s: S, acc: S::F, weights: S::F, x: S::F) -> S::F {
         if FUSED { s.add_exact_product(acc, weights, x) } else { s.add(acc, s.mul(weights, x)) }
     }
-
     #[inline(always)]
     fn round<S: Simd>(s: S, x: S::F) -> S::F {
-        let bits = s.bits(x);
-        let odd = s.and(s.shr::<16>(bits), s.splat_i32(1));
-        let rounded = s.and(s.add_i32(bits, s.add_i32(odd, s.splat_i32(0x7fff))), s.splat_i32(HIGH));
-        let is_nan = s.lt_i32(s.splat_i32(f32::INFINITY.to_bits() as i32), s.bits(s.abs(x)));
-        s.select(is_nan, s.splat(f32::NAN), s.of_bits(rounded))
+        round_bf16(s, x)
     }
-
-    /// A product of two bf16 is exact unless it is too large.
     #[inline(always)]
     fn overflows<S: Simd>(s: S, weights: S::I, x: u32) -> bool {
-        let (high, low) = (s.shr::<16>(weights), s.and(weights, s.splat_i32(0xffff)));
-        let weight = f32::from_bits((s.max_lane_i32(s.max_i32(high, low)) as u32) << 16);
-        let largest = f64::from(weight) * f64::from(f32::from_bits(x));
-        FUSED && !(largest < f64::from(f32::MAX) / 2.0)
+        FUSED && pairs_overflow(s, weights, x)
     }
+}
+
+impl<const FUSED: bool> Element for Bf16Pairs<FUSED> {
+    const COLS: usize = 2;
+    const VECTORS: usize = 1;
+    const BF16_DOTS: bool = FUSED;
+    type Step = [u8; 4 * LANES];
+    type Rounded = Bf16Pairs<false>;
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, step: &Self::Step, largest: &mut S::I) -> [S::F; 2] {
+        [s.of_bits(load_pairs::<S, FUSED>(s, step, largest)); 2]
+    }
+    #[inline(always)]
+    fn add<S: Simd>(s: S, acc: S::F, weights: S::F, x: S::F) -> S::F {
+        let (weights, x) = (s.bits(weights), s.bits(x));
+        if FUSED {
+            return s.dot_bf16(acc, weights, x);
+        }
+        let ([w0, w1], [x0, x1]) = (halves(s, weights), halves(s, x));
+        s.add(s.add(acc, s.mul(w0, x0)), s.mul(w1, x1))
+    }
+    #[inline(always)]
+    fn round<S: Simd>(s: S, x: S::F) -> S::F {
+        round_bf16(s, x)
+    }
+    #[inline(always)]
+    fn overflows<S: Simd>(s: S, weights: S::I, x: u32) -> bool {
+        FUSED && pairs_overflow(s, weights, x)
+    }
+}
+
+/// Pairs of weights, those below [`TINY`] as +0. Keeps the largest if asked to.
+#[inline(always)]
+fn load_pairs<S: Simd, const KEEP: bool>(s: S, step: &[u8; 4 * LANES], largest: &mut S::I) -> S::I {
+    let pairs = s.at_least_u16(s.load_bytes(step), (TINY.to_bits() >> 16) as u16);
+    if KEEP {
+        *largest = s.max_u16(*largest, s.and(pairs, s.splat_i32(0x7fff_7fff)));
+    }
+    pairs
+}
+
+/// The columns of pairs, widened.
+#[inline(always)]
+fn halves<S: Simd>(s: S, pairs: S::I) -> [S::F; 2] {
+    [s.of_bits(s.and(pairs, s.splat_i32(HIGH))), s.of_bits(s.shl::<16>(pairs))]
+}
+
+/// The nearest bf16, ties to even, widened.
+#[inline(always)]
+fn round_bf16<S: Simd>(s: S, x: S::F) -> S::F {
+    let bits = s.bits(x);
+    let odd = s.and(s.shr::<16>(bits), s.splat_i32(1));
+    let rounded = s.and(s.add_i32(bits, s.add_i32(odd, s.splat_i32(0x7fff))), s.splat_i32(HIGH));
+    let is_nan = s.lt_i32(s.splat_i32(f32::INFINITY.to_bits() as i32), s.bits(s.abs(x)));
+    s.select(is_nan, s.splat(f32::NAN), s.of_bits(rounded))
+}
+
+/// Whether a product of two bf16 may be too large for an f32; it is one exactly otherwise.
+#[inline(always)]
+fn pairs_overflow<S: Simd>(s: S, weights: S::I, x: u32) -> bool {
+    let (high, low) = (s.shr::<16>(weights), s.and(weights, s.splat_i32(0xffff)));
+    let weight = f32::from_bits((s.max_lane_i32(s.max_i32(high, low)) as u32) << 16);
+    let largest = f64::from(weight) * f64::from(f32::from_bits(x));
+    // True for NaN as well.
+    !matches!(largest.partial_cmp(&f64::from(f32::MAX)), Some(Ordering::Less))
 }
 
 #[inline(always)]
@@ -504,23 +612,18 @@ struct Dense<'a, E> {
 }
 
 impl<E: Element> Kernel for Dense<'_, E> {
+    const BF16_DOTS: bool = E::BF16_DOTS;
     type Output = ();
 
-    /// Few tokens take the weights as they come; more of them share weights that are widened once a span.
+    /// Few tokens take the weights as they come; more of them share weights that are widened once.
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let panels = self.panels.len() / self.panel_bytes;
-        if self.x.m <= S::DENSE_TOKENS {
-            for tile in self.x.tiles() {
-                with_width!(tile.width, T => self.stream::<S, T>(s, tile, panels));
-            }
-        } else {
-            let whole = panels - panels % S::DENSE_PANELS;
-            if S::DENSE_PANELS == 2 {
-                self.share::<S, 2>(s, 0..whole);
-            }
-            self.share::<S, 1>(s, if S::DENSE_PANELS == 2 { whole } else { 0 }..panels);
-        }
+        let tile = match self.x.tiles().next() {
+            Some(tile) if tile.used == self.x.m => tile,
+            _ if const { S::DENSE_PANELS == 2 } => return self.share::<S, 2>(s),
+            _ => return self.share::<S, 1>(s),
+        };
+        with_width!(tile.width, T => self.stream::<S, T>(s, tile));
     }
 }
 
@@ -530,63 +633,63 @@ impl<'a, E: Element> Dense<'a, E> {
         Dense { panels: panels.bytes, panel_bytes, x, out, element: PhantomData }
     }
 
-    /// One tile of tokens with all panels, several of them at a time so that many chains of sums are in flight.
+    fn panels(&self) -> usize {
+        self.panels.len() / self.panel_bytes
+    }
+
+    /// One tile of tokens with all panels; one token takes several panels at a time, so that many sums are in flight.
     #[inline(always)]
-    fn stream<S: Simd, const T: usize>(&mut self, s: S, tile: Tile, panels: usize) {
-        if T > S::DENSE_TOKENS {
-            return;
-        }
-        let most = const { if S::DENSE_PANELS * S::DENSE_TOKENS / T < 4 { 4 / T } else { S::DENSE_PANELS * S::DENSE_TOKENS / T } };
-        let mut next = 0;
-        while most >= 4 && next + 4 <= panels {
-            self.stream_panels::<S, 4, T>(s, tile, next);
-            next += 4;
-        }
-        while most >= 2 && next + 2 <= panels {
-            self.stream_panels::<S, 2, T>(s, tile, next);
-            next += 2;
-        }
-        while next < panels {
-            self.stream_panels::<S, 1, T>(s, tile, next);
-            next += 1;
+    fn stream<S: Simd, const T: usize>(&mut self, s: S, tile: Tile) {
+        let (panels, mut first) = (self.panels(), 0);
+        while first < panels {
+            first += match panels - first {
+                _ if const { T > S::DENSE_TOKENS } => return,
+                _ if const { T > 1 && S::DENSE_PANELS == 2 } => self.stream_panels::<S, 2, T>(s, tile, first),
+                _ if const { T > 1 } => self.stream_panels::<S, 1, T>(s, tile, first),
+                1 => self.stream_panels::<S, 1, T>(s, tile, first),
+                2 | 3 => self.stream_panels::<S, 2, T>(s, tile, first),
+                _ => self.stream_panels::<S, 4, T>(s, tile, first),
+            };
         }
     }
 
+    /// Returns how many panels it takes; the last one stands in for those past it.
     #[inline(always)]
-    fn stream_panels<S: Simd, const P: usize, const T: usize>(&mut self, s: S, tile: Tile, first: usize) {
-        let words = self.x.words(tile);
-        let x_largest = self.x.largest[tile.start / self.x.widest];
-        for (span, x) in words.chunks(DOT_SPAN * T).enumerate() {
-            let panels = array::from_fn(|p| self.span(first + p, span, x.len() / T));
+    fn stream_panels<S: Simd, const P: usize, const T: usize>(
+        &mut self,
+        s: S,
+        tile: Tile,
+        first: usize,
+    ) -> usize {
+        let last = self.panels() - 1;
+        for (span, x) in self.x.words(tile).chunks(E::SPAN * T).enumerate() {
+            let panels = array::from_fn(|p| self.span(last.min(first + p), span, x.len() / T));
             let (sums, largest) = streamed::<S, E, P, T>(s, panels, x);
-            if E::overflows(s, largest, x_largest) {
-                for (p, panel) in panels.into_iter().enumerate() {
-                    let sums = streamed::<S, E::Rounded, 1, T>(s, [panel], x).0;
-                    self.put::<S, 1, T>(s, sums, first + p, span, tile);
-                }
+            if E::overflows(s, largest, self.x.largest[0]) {
+                self.rounded::<S, P, T>(s, panels, x, first, span, tile);
             } else {
                 self.put::<S, P, T>(s, sums, first, span, tile);
             }
         }
+        P
     }
 
-    /// All tiles with `P` panels at a time.
+    /// All tiles with `P` panels at a time: some hundred tokens at once, a span after the other, so that their activations
+    /// stay in the cache as the panels pass by.
     #[inline(always)]
-    fn share<S: Simd, const P: usize>(&mut self, s: S, panels: Range<usize>) {
-        if panels.is_empty() {
-            return;
-        }
-        let x = self.x;
+    fn share<S: Simd, const P: usize>(&mut self, s: S) {
+        let (x, last) = (self.x, self.panels() - 1);
         let mut weights = [[s.splat(0.0); P]; DOT_SPAN];
-        for start in (0..x.m).step_by(BLOCK_TOKENS / S::DENSE_TOKENS * S::DENSE_TOKENS) {
-            let tiles = Tiles { next: start, end: x.m.min(start + BLOCK_TOKENS / S::DENSE_TOKENS * S::DENSE_TOKENS), widest: x.widest };
-            for span in 0..words_per_token(x.format, x.k).div_ceil(DOT_SPAN) {
-                for first in panels.clone().step_by(P) {
-                    let cols = DOT_SPAN.min(words_per_token(x.format, x.k) - span * DOT_SPAN);
-                    let steps: [_; P] = array::from_fn(|p| self.span(first + p, span, cols));
+        let (per_token, block) = (x.rounding.words(x.k), BLOCK_TOKENS / S::DENSE_TOKENS * S::DENSE_TOKENS);
+        for start in (0..x.m).step_by(block) {
+            for span in 0..per_token.div_ceil(E::SPAN) {
+                let words = E::SPAN.min(per_token - span * E::SPAN);
+                for first in (0..=last).step_by(P) {
+                    let steps = array::from_fn(|p| self.span(last.min(first + p), span, words));
                     let largest = widen::<S, E, P>(s, steps, &mut weights);
-                    for tile in (Tiles { ..tiles }) {
-                        with_width!(tile.width, T => self.share_tile::<S, P, T>(s, &weights[..cols], (steps, largest), first, span, tile));
+                    let group = Group { first, span, steps, weights: &weights[..words], largest };
+                    for tile in (Tiles { next: start, end: x.m.min(start + block), widest: x.widest }) {
+                        with_width!(tile.width, T => self.share_tile::<S, P, T>(s, &group, tile));
                     }
                 }
             }
@@ -597,22 +700,16 @@ impl<'a, E: Element> Dense<'a, E> {
     fn share_tile<S: Simd, const P: usize, const T: usize>(
         &mut self,
         s: S,
-        weights: &[[S::F; P]],
-        (steps, largest): ([&[E::Step]; P], S::I),
-        first: usize,
-        span: usize,
+        group: &Group<'_, S, E::Step, P>,
         tile: Tile,
     ) {
-        if T > S::DENSE_TOKENS {
+        if const { T > S::DENSE_TOKENS } {
             return;
         }
-        let x = &self.x.words(tile)[span * DOT_SPAN * T..][..weights.len() * T];
+        let &Group { first, span, steps, weights, largest } = group;
+        let x = &self.x.words(tile)[span * E::SPAN * T..][..weights.len() * T];
         if E::overflows(s, largest, self.x.largest[tile.start / self.x.widest]) {
-            for (p, steps) in steps.into_iter().enumerate() {
-                let sums = streamed::<S, E::Rounded, 1, T>(s, [steps], x).0;
-                self.put::<S, 1, T>(s, sums, first + p, span, tile);
-            }
-            return;
+            return self.rounded::<S, P, T>(s, steps, x, first, span, tile);
         }
         let mut acc = [[s.splat(0.0); T]; P];
         for (weights, x) in weights.iter().zip(x.as_chunks::<T>().0) {
@@ -621,15 +718,32 @@ impl<'a, E: Element> Dense<'a, E> {
         self.put::<S, P, T>(s, acc, first, span, tile);
     }
 
-    /// The steps of `cols` columns of a span of a panel.
+    /// A span with products that are rounded before they are added.
     #[inline(always)]
-    fn span(&self, panel: usize, span: usize, cols: usize) -> &'a [E::Step] {
-        let (size, start) = (size_of::<E::Step>(), panel * self.panel_bytes);
-        let at = start + span * (DOT_SPAN / E::COLS) * size;
-        bytemuck::cast_slice(&self.panels[at..at + cols / E::COLS * size])
+    fn rounded<S: Simd, const P: usize, const T: usize>(
+        &mut self,
+        s: S,
+        panels: [&[E::Step]; P],
+        x: &[u32],
+        first: usize,
+        span: usize,
+        tile: Tile,
+    ) {
+        for (p, steps) in panels.into_iter().enumerate() {
+            let (sums, _) = streamed::<S, E::Rounded, 1, T>(s, [steps], x);
+            self.put::<S, 1, T>(s, sums, first + p, span, tile);
+        }
     }
 
-    /// Adds the sums of a span to those of the spans before. (No sum that starts at +0 is ever -0, so the first need not
+    /// The steps of `vectors` vectors of a span of a panel.
+    #[inline(always)]
+    fn span(&self, panel: usize, span: usize, vectors: usize) -> &'a [E::Step] {
+        let size = size_of::<E::Step>();
+        let at = panel * self.panel_bytes + span * (DOT_SPAN / E::COLS) * size;
+        bytemuck::cast_slice(&self.panels[at..at + vectors / E::VECTORS * size])
+    }
+
+    /// Adds the sums of a span to those of the spans before, in rows that there are. (No sum that starts at +0 is ever -0, so the first need not
     /// be added to +0.)
     #[inline(always)]
     fn put<S: Simd, const P: usize, const T: usize>(
@@ -643,12 +757,22 @@ impl<'a, E: Element> Dense<'a, E> {
         for (t, _) in (0..T).zip(0..tile.used) {
             let row = self.out.row(tile.start + t);
             for (p, sums) in sums.iter().enumerate() {
-                let out = &mut row[(first + p) * LANES..];
-                let sum = if span == 0 { sums[t] } else { s.add(load_rows(s, out), sums[t]) };
-                store_rows(s, sum, out);
+                if let Some(out) = row.get_mut((first + p) * LANES..) {
+                    let sum = if span == 0 { sums[t] } else { s.add(load_rows(s, out), sums[t]) };
+                    store_rows(s, sum, out);
+                }
             }
         }
     }
+}
+
+/// Panels that many tiles share, in one span.
+struct Group<'a, S: Simd, Step, const P: usize> {
+    first: usize,
+    span: usize,
+    steps: [&'a [Step]; P],
+    weights: &'a [[S::F; P]],
+    largest: S::I,
 }
 
 /// The sums of one span, in the order of the columns, from +0 on; and the largest weights.
@@ -663,19 +787,19 @@ fn streamed<S: Simd, E: Element, const P: usize, const T: usize>(
     let steps = panels[0].len();
     let panels = panels.map(|panel| &panel[..steps]);
     let (x, _) = x.as_chunks::<T>();
-    for (i, x) in x.chunks_exact(E::COLS).enumerate().take(steps) {
+    for (i, x) in x.chunks_exact(E::VECTORS).enumerate().take(steps) {
         let mut weights = [[s.splat(0.0); 2]; P];
         for (weights, panel) in weights.iter_mut().zip(panels) {
             *weights = E::load(s, &panel[i], &mut largest);
         }
-        for (col, x) in x.iter().enumerate() {
-            column::<S, E, P, T>(s, weights.map(|weights| weights[col]), x, &mut acc);
+        for (v, x) in x.iter().enumerate() {
+            column::<S, E, P, T>(s, weights.map(|weights| weights[v]), x, &mut acc);
         }
     }
     (acc, largest)
 }
 
-/// The columns of a span as f32, and the largest weights.
+/// The weights of a span, and the largest of them.
 #[inline(always)]
 fn widen<S: Simd, E: Element, const P: usize>(
     s: S,
@@ -684,7 +808,7 @@ fn widen<S: Simd, E: Element, const P: usize>(
 ) -> S::I {
     let mut largest = s.splat_i32(0);
     for (p, panel) in panels.into_iter().enumerate() {
-        for (step, out) in panel.iter().zip(out.chunks_exact_mut(E::COLS)) {
+        for (step, out) in panel.iter().zip(out.chunks_exact_mut(E::VECTORS)) {
             let weights = E::load(s, step, &mut largest);
             for (out, weights) in out.iter_mut().zip(weights) {
                 out[p] = weights;
@@ -694,7 +818,7 @@ fn widen<S: Simd, E: Element, const P: usize>(
     largest
 }
 
-/// Adds the products of one column.
+/// Adds the products of one vector of weights.
 #[inline(always)]
 fn column<S: Simd, E: Element, const P: usize, const T: usize>(
     s: S,
@@ -732,6 +856,192 @@ pub(super) fn store_rows<S: Simd>(s: S, rows: S::F, out: &mut [f32]) {
             let mut lanes = [0.0; LANES];
             s.store(rows, &mut lanes);
             out.copy_from_slice(&lanes[..out.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::BF16];
+
+    /// `[rows, k]` times the transpose of `[rows, k]`.
+    struct Case {
+        format: Format,
+        x: Vec<f32>,
+        weights: Vec<u8>,
+        m: usize,
+        rows: usize,
+        k: usize,
+    }
+
+    impl Case {
+        fn new(format: Format, [m, rows, k]: [usize; 3], mut value: impl FnMut() -> f32) -> Self {
+            let x = (0..m * k).map(|_| value()).collect();
+            let weights = (0..rows * k).flat_map(|_| encode(format, value())).collect();
+            Case { format, x, weights, m, rows, k }
+        }
+
+        /// The contract's `dot`, an element after the other.
+        fn expected(&self) -> Vec<f32> {
+            let size = self.format.block_bytes();
+            let operand = |x: f32| if x.abs() < TINY { 0.0 } else { x };
+            let weights: Vec<f32> =
+                self.weights.chunks_exact(size).map(|bytes| operand(decode(self.format, bytes))).collect();
+            let round = |&x: &f32| operand(decode(self.format, &encode(self.format, x)));
+            let x: Vec<f32> = self.x.iter().map(round).collect();
+            let dot = |x: &[f32], w: &[f32]| {
+                let spans = x.chunks(DOT_SPAN).zip(w.chunks(DOT_SPAN));
+                spans.fold(0.0, |sum, (x, w)| sum + x.iter().zip(w).fold(0.0, |acc, (x, w)| acc + x * w))
+            };
+            x.chunks(self.k).flat_map(|x| weights.chunks(self.k).map(move |w| dot(x, w))).collect()
+        }
+
+        fn found(&self, isa: Isa) -> Vec<f32> {
+            let &Case { format, m, rows, k, .. } = self;
+            let layout = DenseLayout::new(format, k);
+            let mut bytes = vec![0; rows.div_ceil(LANES) * layout.bytes()];
+            let packed =
+                bytes.chunks_mut(layout.bytes()).zip(self.weights.chunks(LANES * layout.row_bytes()));
+            packed.for_each(|(panel, rows)| layout.pack(rows, panel));
+            let mut x = Floats::new();
+            // Memory that has been used before.
+            x.round(isa, &vec![f32::NAN; 2 * m * (k + 1)], 2 * m, k + 1, format);
+            x.reset(isa, m, k, format);
+            x.pieces(&self.x, 5).for_each(|piece| piece.round(isa));
+            let mut out = vec![f32::NAN; m * rows];
+            let panels = DensePanels { format, cols: k, bytes: &bytes };
+            linear_dense(isa, panels, &x, MatrixMut::new(&mut out, m, rows));
+            out
+        }
+
+        fn check(&self) -> Vec<f32> {
+            let expected = self.expected();
+            for isa in Isa::available() {
+                let found = self.found(isa);
+                let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                let differs = expected.iter().zip(&found).position(|pair| !same(pair));
+                let Case { format, m, rows, k, .. } = self;
+                assert_eq!(differs, None, "{format} [{m}, {k}] by {rows} rows on {}", isa.name());
+            }
+            expected
+        }
+    }
+
+    fn encode(format: Format, x: f32) -> Vec<u8> {
+        match format {
+            Format::F32 => x.to_le_bytes().to_vec(),
+            Format::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+            _ => bf16::from_f32(x).to_le_bytes().to_vec(),
+        }
+    }
+
+    fn decode(format: Format, bytes: &[u8]) -> f32 {
+        match format {
+            Format::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Format::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            _ => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
+
+    fn random() -> impl FnMut() -> u32 {
+        let mut state = 1u64;
+        move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 32) as u32
+        }
+    }
+
+    /// In [-1, 1].
+    fn unit(random: u32) -> f32 {
+        random as i32 as f32 * 2f32.powi(-31)
+    }
+
+    #[test]
+    fn every_shape_has_the_contracts_bits() {
+        let mut random = random();
+        for format in FORMATS {
+            for (i, m) in [1, 2, 3, 5, 7, 11, 12, 13, 14, 25, 30, 241].into_iter().enumerate() {
+                let (rows, k) = ([1, 17, 33, 48, 79, 95][i % 6], [1, 18, 515, 37, 1061][i % 5]);
+                Case::new(format, [m, rows, k], || unit(random())).check();
+            }
+        }
+    }
+
+    #[test]
+    fn edges_have_the_contracts_bits() {
+        let edges = [
+            0.0,
+            -0.0,
+            TINY,
+            -TINY,
+            TINY * (1.0 - f32::EPSILON),
+            TINY * (1.0 + f32::EPSILON),
+            1e-40,
+            -6e-8,
+            65504.0,
+            65520.0,
+            -1e30,
+        ];
+        let mut random = random();
+        for format in FORMATS {
+            for (m, k) in [(1, 40), (4, 33), (26, 530)] {
+                let case = Case::new(format, [m, 35, k], || match random() % 4 {
+                    0 => edges[random() as usize % edges.len()],
+                    _ => unit(random()) * 1e-3,
+                });
+                case.check();
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_token() {
+        let mut random = random();
+        for format in FORMATS {
+            for m in [3, 29] {
+                let mut case = Case::new(format, [m, 20, 70], || unit(random()));
+                case.x[70 + 3] = f32::NAN;
+                case.x[2 * 70 + 69] = f32::INFINITY;
+                let expected = case.check();
+                assert!(expected[20..40].iter().all(|x| x.is_nan()));
+                assert!(expected[..20].iter().all(|x| x.is_finite()));
+            }
+        }
+    }
+
+    /// `-1.5 * 2^127 + 2^128`: the product alone is no f32, the sum is.
+    #[test]
+    fn products_too_large_for_f32_are_infinite_before_they_are_added() {
+        let (columns, power) = ([(-1.5, 27), (1.0, 28)], |n: u32| f32::from_bits((127 + n) << 23));
+        for m in [1, 2, 12, 13, 40] {
+            let mut case = Case::new(Format::BF16, [m, 33, 2], || 0.0);
+            for (i, x) in case.x.iter_mut().enumerate() {
+                *x = columns[i % 2].0 * power(100);
+            }
+            case.weights = (0..33 * 2).flat_map(|i| encode(Format::BF16, power(columns[i % 2].1))).collect();
+            assert!(case.check().iter().all(|&x| x == f32::INFINITY));
+        }
+    }
+
+    #[test]
+    fn panels_give_their_rows_back() {
+        let mut random = random();
+        for format in FORMATS {
+            for (rows, k) in [(1, 1), (16, 2), (5, 33)] {
+                let layout = DenseLayout::new(format, k);
+                let bytes: Vec<u8> = (0..rows * layout.row_bytes()).map(|_| random() as u8).collect();
+                let mut panel = vec![0; layout.bytes()];
+                layout.pack(&bytes, &mut panel);
+                for (lane, row) in bytes.chunks(layout.row_bytes()).enumerate() {
+                    let mut found = vec![0; row.len()];
+                    layout.unpack_row(&panel, lane, &mut found);
+                    assert_eq!(found, row, "{format}");
+                }
+            }
         }
     }
 }

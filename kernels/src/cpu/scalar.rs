@@ -1,6 +1,6 @@
 //! Portable lanes: arrays, which a compiler may still put in registers.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::simd::Simd;
 
@@ -105,10 +105,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_f16(self, x: &[u8; 32]) -> Self::F {
         map(words(x), |word| f16::from_bits(word).to_f32())
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F {
-        map(words(x), |word| bf16::from_bits(word).to_f32())
     }
 
     #[inline(always)]

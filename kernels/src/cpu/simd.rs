@@ -54,8 +54,6 @@ pub(super) trait Simd: Copy {
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
     /// Widened f16, exactly.
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
-    /// Widened bf16, exactly.
-    fn load_bf16(self, x: &[u8; 32]) -> Self::F;
 
     fn splat_i32(self, x: i32) -> Self::I;
     fn load_i32(self, x: &[i32; 16]) -> Self::I;
@@ -103,6 +101,12 @@ pub(super) trait Simd: Copy {
     /// `acc + u[0] * s[0] + u[1] * s[1]` for each lane: two unsigned bytes by two signed 16-bit integers.
     fn dot_pairs(self, acc: Self::I, u: &[u8; 32], s: [i16; 2]) -> Self::I;
 
+    /// `acc` plus the product of the high halves as bf16, then plus that of the low ones. Products are f32 exactly, and neither
+    /// they nor sums are subnormal.
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F, a: Self::I, b: Self::I) -> Self::F {
+        dot_bf16(self, acc, a, b)
+    }
     /// The nearest f16, ties to even, widened.
     #[inline(always)]
     fn round_f16(self, x: Self::F) -> Self::F {
@@ -122,7 +126,8 @@ pub(super) trait Simd: Copy {
     fn at_least_u16(self, x: Self::I, least: u16) -> Self::I {
         let (zero, low) = (self.splat(0.0), self.splat_i32(0xffff));
         let part = |mask: Self::M, x| self.bits(self.select(mask, zero, self.of_bits(x)));
-        let high = self.lt_i32(self.and(self.shr::<16>(x), self.splat_i32(0x7fff)), self.splat_i32(least.into()));
+        let high =
+            self.lt_i32(self.and(self.shr::<16>(x), self.splat_i32(0x7fff)), self.splat_i32(least.into()));
         let high = part(high, self.shl::<16>(self.shr::<16>(x)));
         let small = self.lt_i32(self.and(x, self.splat_i32(0x7fff)), self.splat_i32(least.into()));
         self.or(high, part(small, self.and(x, low)))
@@ -256,6 +261,14 @@ pub(super) trait Simd: Copy {
         self.store_i32(x, &mut lanes);
         lanes.into_iter().fold(i32::MIN, i32::max)
     }
+}
+
+/// What [`Simd::dot_bf16`] computes.
+#[inline(always)]
+pub(super) fn dot_bf16<S: Simd>(s: S, acc: S::F, a: S::I, b: S::I) -> S::F {
+    let high = s.splat_i32(0xffff << 16);
+    let acc = s.add_exact_product(acc, s.of_bits(s.and(a, high)), s.of_bits(s.and(b, high)));
+    s.add_exact_product(acc, s.of_bits(s.shl::<16>(a)), s.of_bits(s.shl::<16>(b)))
 }
 
 /// Chunk `i` of 16 bytes.
