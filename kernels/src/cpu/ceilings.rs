@@ -38,7 +38,7 @@ const PASSES: usize = 32;
 pub fn read_bandwidth(isa: Isa, everywhere: Everywhere<'_>, buffer: &[[u8; 64]]) -> f64 {
     let pieces: Vec<_> = buffer.chunks(PIECE).collect();
     let (start, next) = (Instant::now(), AtomicUsize::new(0));
-    rate(everywhere, &|| {
+    rate(everywhere, &|_| {
         let i = next.fetch_add(1, Ordering::Relaxed);
         if i >= pieces.len() && (pieces.is_empty() || start.elapsed() >= RUN) {
             return None;
@@ -78,23 +78,25 @@ pub fn f32_peak(isa: Isa, everywhere: Everywhere<'_>) -> f64 {
     small.max(middle).max(large)
 }
 
-/// Operations a second of calling `work` over and over, which does `a_line` of them for each line and pass.
+/// Operations a second of calling `work` over and over, which does `a_line` of them for each line and pass. Every thread
+/// calls it at least once, even if it starts late on a busy machine.
 fn peak(everywhere: Everywhere<'_>, a_line: usize, work: &(dyn Fn() + Sync)) -> f64 {
     let start = Instant::now();
-    rate(everywhere, &|| {
-        (start.elapsed() < RUN).then(|| {
+    rate(everywhere, &|done| {
+        (done == 0 || start.elapsed() < RUN).then(|| {
             work();
             LINES * PASSES * a_line
         })
     })
 }
 
-/// What all threads do in a second. `work` does some and says how much, until there is no more to do.
-fn rate(everywhere: Everywhere<'_>, work: &(dyn Fn() -> Option<usize> + Sync)) -> f64 {
+/// What all threads do in a second. `work` is told how much this thread has done, does some and says how much, until there is
+/// no more to do.
+fn rate(everywhere: Everywhere<'_>, work: &(dyn Fn(usize) -> Option<usize> + Sync)) -> f64 {
     let total = Mutex::new(0.0);
     everywhere(&|| {
         let (start, mut done) = (Instant::now(), 0);
-        while let Some(more) = work() {
+        while let Some(more) = work(done) {
             done += more;
         }
         // A thread that came too late for any work adds nothing, whatever its clock says.
