@@ -92,31 +92,75 @@ fn matmul(c: &mut Criterion) {
     }
 }
 
-/// SmolLM2's heads: 9 queries over 3 kv heads of 64 channels.
+/// A model's heads: query heads, kv heads, channels.
+const HEADS: [(&str, usize, usize, usize); 3] =
+    [("SmolLM2-135M", 9, 3, 64), ("TinyLlama-1.1B", 32, 4, 64), ("Llama-3-8B", 32, 8, 128)];
+
+/// Sequences, and the tokens of each that end a context.
+const STEPS: [(&str, usize, usize, usize); 7] = [
+    ("decode", 1, 1, 256),
+    ("decode", 1, 1, 1024),
+    ("decode", 1, 1, 4096),
+    ("decode", 1, 1, 16384),
+    ("decode 32", 32, 1, 256),
+    ("prefill", 1, 512, 512),
+    ("prefill", 1, 256, 4096),
+];
+
+/// Operations on visible keys, and bytes of cache that one pass over it reads.
 fn attention(c: &mut Criterion) {
     let cpu = cpu();
     let mut group = c.benchmark_group("attention");
-    let (heads, context, page_size) = (9, 2048, 32);
-    let shape = KvShape { pages: context / page_size, page_size, kv_heads: 3, head_dim: 64 };
-    let mut cache = KvCache::new(&cpu, shape).expect("a cache");
-    let kv = values(&cpu, &[context, shape.kv_heads, shape.head_dim]);
-    let slots = Tensor::iota(&cpu, [context], 0).expect("slots");
-    cache.store(&kv, &kv, &slots).expect("stored");
-    let params = AttentionParams { scale: 0.125, window: None, soft_cap: None };
-    for (name, tokens) in [("decode", 1), ("prefill", 256)] {
-        let first = (context - tokens) as i32;
-        let positions: Vec<i32> = (first..context as i32).collect();
+    for (model, heads, kv_heads, head_dim) in HEADS {
+        for (name, sequences, tokens, context) in STEPS {
+            let step = Step::new(&cpu, [heads, kv_heads, head_dim], sequences, tokens, context);
+            group.throughput(step.throughput(heads, tokens, context));
+            group.bench_function(BenchmarkId::new(format!("{model}/{name}"), context), |b| {
+                b.iter(|| step.q.attention(black_box(&step.cache), &step.batch, &step.params));
+            });
+        }
+    }
+}
+
+struct Step {
+    q: Tensor<Cpu>,
+    cache: KvCache<Cpu>,
+    batch: AttentionBatch<Cpu>,
+    params: AttentionParams,
+}
+
+impl Step {
+    fn new(cpu: &Cpu, heads: [usize; 3], sequences: usize, tokens: usize, context: usize) -> Self {
+        let [heads, kv_heads, head_dim] = heads;
+        let page_size = 32;
+        let pages = context / page_size;
+        let shape = KvShape { pages: sequences * pages, page_size, kv_heads, head_dim };
+        let mut cache = KvCache::new(cpu, shape).expect("a cache");
+        let kv = values(cpu, &[sequences * context, kv_heads, head_dim]);
+        cache.store(&kv, &kv, &Tensor::iota(cpu, [sequences * context], 0).expect("slots")).expect("stored");
+        let t = sequences * tokens;
+        let positions: Vec<i32> = (0..t).map(|i| (context - tokens + i % tokens) as i32).collect();
+        let of: Vec<i32> = (0..t).map(|i| (i / tokens) as i32).collect();
+        // Pages far from one another, as they are after a while.
+        let table: Vec<i32> = (0..shape.pages).map(|page| ((page * 7919) % shape.pages) as i32).collect();
         let batch = AttentionBatch {
-            positions: Tensor::of(&cpu, [tokens], &positions).expect("positions"),
-            sequences: Tensor::full(&cpu, [tokens], 0).expect("sequences"),
-            block_tables: Tensor::iota(&cpu, [1, shape.pages], 1).expect("tables"),
+            positions: Tensor::of(cpu, [t], &positions).expect("positions"),
+            sequences: Tensor::of(cpu, [t], &of).expect("sequences"),
+            block_tables: Tensor::of(cpu, [sequences, pages], &table).expect("tables"),
             max_context: context,
         };
-        let q = values(&cpu, &[tokens, heads, shape.head_dim]);
-        group.throughput(Throughput::Elements((4 * tokens * heads * context * shape.head_dim) as u64));
-        group.bench_function(BenchmarkId::new(name, context), |b| {
-            b.iter(|| q.attention(black_box(&cache), &batch, &params).expect("attention"));
-        });
+        let params = AttentionParams { scale: 1.0 / (head_dim as f32).sqrt(), window: None, soft_cap: None };
+        Step { q: values(cpu, &[t, heads, head_dim]), cache, batch, params }
+    }
+
+    fn throughput(&self, heads: usize, tokens: usize, context: usize) -> Throughput {
+        let shape = self.cache.shape;
+        let sequences = self.batch.block_tables.dims()[0];
+        let visible = sequences * (tokens * (2 * context - tokens + 1) / 2);
+        Throughput::ElementsAndBytes {
+            elements: (4 * visible * heads * shape.head_dim) as u64,
+            bytes: shape.bytes() as u64,
+        }
     }
 }
 
