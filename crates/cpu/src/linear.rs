@@ -101,12 +101,13 @@ impl Inputs {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut input = spare.unwrap_or(Input { format, blocks: Activations::new(), floats: Floats::new() });
         input.format = format;
+        let tokens = (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count()));
         if format.is_quantized() {
             input.blocks.reset(cpu.isa(), m, k, format);
-            let tokens = (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count()));
             cpu.threads().each(input.blocks.pieces(x, tokens), |_, piece| piece.quantize(cpu.isa()));
         } else {
-            input.floats.round(cpu.isa(), x, m, k, format);
+            input.floats.reset(cpu.isa(), m, k, format);
+            cpu.threads().each(input.floats.pieces(x, tokens), |_, piece| piece.round(cpu.isa()));
         }
         input
     }

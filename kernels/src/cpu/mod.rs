@@ -24,7 +24,7 @@ mod simd;
 
 pub use attention::{AttentionScratch, AttentionTask, KvRows, Lanes, attend, attend_tiles, merge_tiles};
 pub use ceilings::{Everywhere, f32_peak, int8_peak, read_bandwidth};
-pub use dense::{DenseLayout, DensePanels, FloatPiece, Floats, linear_dense};
+pub use dense::{DenseLayout, DensePanels, FloatPiece, FloatPieces, Floats, linear_dense};
 pub use elementwise::{activate, glu, rope, soft_cap};
 pub use isa::{Isa, IsaError};
 pub use linear::linear_blocks;
