@@ -22,6 +22,9 @@ const STEPS: usize = 8;
 /// Classes of blocks by size, up to the largest that can be asked for.
 const CLASSES: usize = STEPS * usize::BITS as usize;
 
+/// Zeros that are worth asking the system for.
+const LAZY_BYTES: usize = 1 << 20;
+
 /// Where tensors' memory comes from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memory {
@@ -59,6 +62,17 @@ impl Memory {
             None => Arc::new(Block { lines: bytemuck::zeroed_vec(lines), home: Weak::new() }),
         };
         Elements { lease: Lease { block: Some(block) }, len, of: PhantomData }
+    }
+
+    /// `len` zeros. Many come from the system as they are, and take no memory before they are written, as pages of a cache
+    /// that no request has reached yet.
+    pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Elements<T> {
+        if len * size_of::<T>() >= LAZY_BYTES {
+            return Memory::system().elements(len);
+        }
+        let mut elements = self.elements(len);
+        elements.as_mut_slice().fill(T::zeroed());
+        elements
     }
 
     /// The elements of an iterator of at least `len`.

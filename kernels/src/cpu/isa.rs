@@ -177,22 +177,22 @@ impl Isa {
             Kind::Scalar => kernel.run(Scalar),
             // SAFETY: an `Isa` is made only of what `detected` found on this CPU.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { run_avx2(kernel) },
+            Kind::Avx2 => unsafe { kernel.on_avx2() },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => unsafe { run_avxvnni(kernel) },
+            Kind::AvxVnni => unsafe { kernel.on_avxvnni() },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx512Bf16 => unsafe { run_avx512(kernel) },
+            Kind::Avx512 | Kind::Avx512Bf16 => unsafe { kernel.on_avx512() },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => unsafe { run_neon(kernel) },
+            Kind::Neon => unsafe { kernel.on_neon() },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Kind::Dotprod => unsafe { run_dotprod(kernel) },
+            Kind::Dotprod => unsafe { kernel.on_dotprod() },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Kind::I8mm => unsafe { run_i8mm(kernel) },
+            Kind::I8mm => unsafe { kernel.on_i8mm() },
         }
     }
 }
@@ -202,7 +202,7 @@ impl Isa {
     fn run_bf16_dots<K: Kernel>(self, kernel: K) -> K::Output {
         assert!(self.has_bf16_dots(), "{} has no dots of bf16", self.name());
         // SAFETY: that one is made only of what `detected` found on this CPU.
-        unsafe { run_avx512_bf16(kernel) }
+        unsafe { kernel.on_avx512_bf16() }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
@@ -244,7 +244,7 @@ impl Kind {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Bf16 => {
                 // SAFETY: the CPU has the instructions.
-                static IN_ORDER: LazyLock<bool> = LazyLock::new(|| unsafe { run_avx512_bf16(DotsInOrder) });
+                static IN_ORDER: LazyLock<bool> = LazyLock::new(|| unsafe { DotsInOrder.on_avx512_bf16() });
                 Kind::Avx512.detected() && is_x86_feature_detected!("avx512bf16") && *IN_ORDER
             }
             // The kernels take byte 0 of a lane for its lowest.
@@ -267,41 +267,74 @@ pub(super) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,f16c,fma")]
-unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Avx2::<false>::new() })
+/// A kernel compiled for each instruction set. As methods of the kernel's type these are compiled with the kernel's module, so
+/// that modules are compiled side by side.
+trait Compiled: Kernel + Sized {
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c,fma")]
+    unsafe fn on_avx2(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Avx2::<false>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,f16c,fma,avxvnni")]
+    unsafe fn on_avxvnni(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Avx2::<true>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,f16c,fma")]
+    unsafe fn on_avx512(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Avx512::<false>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,f16c,fma")]
+    unsafe fn on_avx512_bf16(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Avx512::<true>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    unsafe fn on_neon(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Neon::<Baseline>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn on_dotprod(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Neon::<Dotprod>::new() })
+    }
+
+    /// # Safety
+    /// The CPU must have the features.
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    unsafe fn on_i8mm(self) -> Self::Output {
+        // SAFETY: the caller has seen to it that the CPU has the features.
+        self.run(unsafe { Neon::<I8mm>::new() })
+    }
 }
 
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,f16c,fma,avxvnni")]
-unsafe fn run_avxvnni<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Avx2::<true>::new() })
-}
-
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,f16c,fma")]
-unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Avx512::<false>::new() })
-}
-
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,f16c,fma")]
-unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Avx512::<true>::new() })
-}
+impl<K: Kernel> Compiled for K {}
 
 /// Whether dots of bf16 pairs round after each product, the high halves first, as Intel's manual says; others' do not say.
 #[cfg(target_arch = "x86_64")]
@@ -364,33 +397,6 @@ fn is_amd() -> bool {
     let leaf = __cpuid(0);
     (leaf.ebx, leaf.edx, leaf.ecx)
         == (u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD"))
-}
-
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Neon::<Baseline>::new() })
-}
-
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn run_dotprod<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Neon::<Dotprod>::new() })
-}
-
-/// # Safety
-/// The CPU must have the features.
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn run_i8mm<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: the caller has seen to it that the CPU has the features.
-    kernel.run(unsafe { Neon::<I8mm>::new() })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Linear layers over weights in blocks: exact integer dots, and one float term a block, in the contract's order.
 
-use std::{marker::PhantomData, ops::Range};
+use std::{cell::Cell, marker::PhantomData, ops::Range};
 
 use samebits_tensor::{Format, contract::DOT_SPAN};
 
@@ -115,18 +115,20 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
             return;
         }
         let block = (CACHED / self.task.x.cols().max(1)).max(T) / T * T;
-        let mut stage = [Stage::zeros(); P];
+        let mut stages = STAGES.take().unwrap_or_else(|| Box::new([Stage::zeros(); MOST_PANELS]));
         for start in (0..tokens).step_by(block) {
             let tokens = start..(start + block).min(tokens);
             let whole = self.panels() / P * P;
             for p in (0..whole).step_by(P) {
-                self.staged::<S, P, T>(s, p, tokens.clone(), &mut stage);
+                let stages = stages.first_chunk_mut().expect("a stage for each panel");
+                self.staged::<S, P, T>(s, p, tokens.clone(), stages);
             }
-            let Some(stage) = stage.first_chunk_mut() else { return };
             for p in whole..self.panels() {
+                let stage = stages.first_chunk_mut().expect("a stage");
                 self.staged::<S, 1, T>(s, p, tokens.clone(), stage);
             }
         }
+        STAGES.set(Some(stages));
     }
 
     /// `P` panels by some tiles of `T` tokens. The integers of a span are decoded once for all tiles.
@@ -237,6 +239,14 @@ fn part<T>(values: &[T], i: usize, len: usize) -> &[T] {
 
 /// The eight groups of a decoded unit.
 type Unit = [[u8; 64]; 8];
+
+/// The largest [`Simd::PANELS`].
+const MOST_PANELS: usize = 2;
+
+thread_local! {
+    /// Kept from task to task, since clearing it takes as long as some of them.
+    static STAGES: Cell<Option<Box<[Stage; MOST_PANELS]>>> = const { Cell::new(None) };
+}
 
 /// The decoded units of a span of one panel.
 #[derive(Clone, Copy)]

@@ -84,6 +84,9 @@ pub(crate) fn select(memory: &Memory, condition: &Buffer, a: &Buffer, b: &Buffer
 /// See [`Backend::full`].
 pub(crate) fn full(memory: &Memory, len: usize, value: Scalar) -> Buffer {
     fn filled<T: Pod>(memory: &Memory, len: usize, value: T) -> Elements<T> {
+        if bytemuck::bytes_of(&value).iter().all(|&byte| byte == 0) {
+            return memory.zeros(len);
+        }
         let mut elements = memory.elements(len);
         elements.as_mut_slice().fill(value);
         elements
