@@ -40,7 +40,7 @@ fn share(group: &mut BenchmarkGroup<'_, WallTime>) {
         group.bench_function(BenchmarkId::new("rayon join", turns), |b| {
             b.iter(|| {
                 rayon.install(|| {
-                    (0..OPERATIONS).for_each(|_| drop(rayon::join(|| work(turns), || work(turns))));
+                    (0..OPERATIONS).for_each(|_| ((), ()) = rayon::join(|| work(turns), || work(turns)));
                 });
             });
         });

@@ -309,7 +309,9 @@ mod tests {
         for _ in 0..3 {
             thread::sleep(4 * WATCH);
             // Ends only if both threads are inside at once.
-            pool.run(2, |_| drop(start.wait()));
+            pool.run(2, |_| {
+                start.wait();
+            });
         }
     }
 

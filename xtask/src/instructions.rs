@@ -55,9 +55,9 @@ fn build(root: &Path) -> anyhow::Result<PathBuf> {
         .context("cargo")?;
     ensure!(output.status.success(), "the bench does not build");
     let messages = String::from_utf8(output.stdout).context("cargo's messages")?;
-    let executables =
+    let mut executables =
         messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
-    let found = executables.filter(|path| path.contains("instructions")).next_back();
+    let found = executables.rfind(|path| path.contains("instructions"));
     found.map(PathBuf::from).context("cargo names no executable of the bench")
 }
 

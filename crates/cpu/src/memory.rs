@@ -3,11 +3,12 @@
 use std::{
     array,
     marker::PhantomData,
-    ops::Deref,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::MmapMut;
 
 /// Bytes that start where a vector register's load is aligned.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -59,7 +60,7 @@ impl Memory {
         let lines = (len * size_of::<T>()).div_ceil(LINE);
         let block = match &self.pool {
             Some(pool) => pool.take(lines),
-            None => Arc::new(Block { lines: bytemuck::zeroed_vec(lines), home: Weak::new() }),
+            None => Arc::new(Block { lines: Lines::Heap(bytemuck::zeroed_vec(lines)), home: Weak::new() }),
         };
         Elements { lease: Lease { block: Some(block) }, len, of: PhantomData }
     }
@@ -67,8 +68,12 @@ impl Memory {
     /// `len` zeros. Many come from the system as they are, and take no memory before they are written, as pages of a cache
     /// that no request has reached yet.
     pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Elements<T> {
-        if len * size_of::<T>() >= LAZY_BYTES {
-            return Memory::system().elements(len);
+        let lines = (len * size_of::<T>()).div_ceil(LINE);
+        if lines * LINE >= LAZY_BYTES
+            && let Ok(fresh) = MmapMut::map_anon(lines * LINE)
+        {
+            let block = Arc::new(Block { lines: Lines::Fresh(fresh), home: Weak::new() });
+            return Elements { lease: Lease { block: Some(block) }, len, of: PhantomData };
         }
         let mut elements = self.elements(len);
         elements.as_mut_slice().fill(T::zeroed());
@@ -116,8 +121,34 @@ impl<T: Pod> From<Vec<T>> for Elements<T> {
 
 #[derive(Debug)]
 struct Block {
-    lines: Vec<Line>,
+    lines: Lines,
     home: Weak<Blocks>,
+}
+
+#[derive(Debug)]
+enum Lines {
+    Heap(Vec<Line>),
+    /// Pages of the system, which are zero and take no memory before they are written.
+    Fresh(MmapMut),
+}
+
+impl Deref for Lines {
+    type Target = [Line];
+    fn deref(&self) -> &[Line] {
+        match self {
+            Lines::Heap(lines) => lines,
+            Lines::Fresh(pages) => bytemuck::cast_slice(pages),
+        }
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        match self {
+            Lines::Heap(lines) => lines,
+            Lines::Fresh(pages) => bytemuck::cast_slice_mut(pages),
+        }
+    }
 }
 
 /// A block until its last lease ends.
@@ -186,7 +217,7 @@ impl Blocks {
         let spare = state.release(excess);
         drop(state);
         drop(spare);
-        Arc::new(Block { lines: bytemuck::zeroed_vec(lines), home: Arc::downgrade(self) })
+        Arc::new(Block { lines: Lines::Heap(bytemuck::zeroed_vec(lines)), home: Arc::downgrade(self) })
     }
 
     fn give(&self, block: Arc<Block>) {

@@ -38,8 +38,8 @@ impl PackedWeight {
         let mut block =
             arena.zeroed(rows.div_ceil(LANES) * panel_bytes).map_err(|error| out_of_memory(&error))?;
         let row_bytes = format.row_bytes(cols)?;
-        if panel_bytes > 0 {
-            let step = (TASK_BYTES / panel_bytes).max(1);
+        if let Some(step) = TASK_BYTES.checked_div(panel_bytes) {
+            let step = step.max(1);
             threads.each(Chunks::new(&mut block, step * panel_bytes), |i, panels| {
                 let start = i * step * LANES * row_bytes;
                 let end = weight.bytes.len().min(start + step * LANES * row_bytes);

@@ -297,5 +297,5 @@ fn hash(bytes: &[u8]) -> u64 {
     let rest =
         rest.iter().map(|word| u64::from_le_bytes(*word)).chain(tail.iter().map(|&byte| u64::from(byte)));
     let all = sums.into_iter().chain(rest).chain([bytes.len() as u64]);
-    all.fold(FACTOR, |sum, word| mix(sum, word))
+    all.fold(FACTOR, mix)
 }

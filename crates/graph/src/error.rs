@@ -37,11 +37,11 @@ pub enum GraphError {
         /// The input.
         name: String,
         /// Its shape.
-        expected: Shape,
+        expected: Box<Shape>,
         /// Its dtype.
         expected_dtype: DType,
         /// Shape of the tensor given.
-        found: Shape,
+        found: Box<Shape>,
         /// Dtype of the tensor given.
         found_dtype: DType,
     },

@@ -66,9 +66,9 @@ impl<B: Backend> Program<'_, B> {
             if (&node.shape, node.dtype) != (tensor.shape(), tensor.dtype()) {
                 return Err(GraphError::InputKind {
                     name: input.name.clone(),
-                    expected: node.shape.clone(),
+                    expected: node.shape.clone().into(),
                     expected_dtype: node.dtype,
-                    found: tensor.shape().clone(),
+                    found: tensor.shape().clone().into(),
                     found_dtype: tensor.dtype(),
                 });
             }

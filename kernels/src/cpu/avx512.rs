@@ -222,7 +222,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn dot_bf16(self, acc: Self::F, a: Self::I, b: Self::I) -> Self::F {
         if BF16 {
             // The instruction takes the odd elements first, which are the high halves.
-            return vector!(_mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)));
+            return vector!({
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                _mm512_dpbf16_ps(acc, a, std::mem::transmute::<__m512i, __m512bh>(b))
+            });
         }
         dot_bf16(self, acc, a, b)
     }

@@ -1,5 +1,7 @@
 //! CPU kernels, each written once over `Simd` and run on the instruction set that [`Isa`] names.
 
+#![allow(clippy::needless_range_loop, reason = "an index names the same register of several arrays")]
+
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -196,8 +196,11 @@ pub struct Pieces<'a> {
     tile: usize,
     tokens: usize,
     x: &'a [f32],
-    out: (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>),
+    out: Out<'a>,
 }
+
+/// The parts of [`Activations`]: `q`, `scale`, `scaled_sums`, `bias` and `sums`.
+type Out<'a> = (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>);
 
 // SAFETY: the parts of each are disjoint.
 unsafe impl<'a> Parts for Pieces<'a> {
