@@ -210,7 +210,7 @@ pub struct FloatPiece<'a> {
 }
 
 impl FloatPiece<'_> {
-    /// Rounds the rows to the type of the weights; what is below [`TINY`] becomes +0.
+    /// Rounds the rows to the type of the weights; what is below [`TINY`](samebits_tensor::contract::TINY) becomes +0.
     pub fn round(self, isa: Isa) {
         match self.rounding {
             Rounding::F32 => isa.run(Round::<F32>(self, PhantomData)),
