@@ -242,3 +242,51 @@ impl<'a> Tables<'a> {
         &self.pages[start..start + self.width]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits of the last tokens of two sequences, of `context` and of 300 positions, in a cache of some page size.
+    fn bits(threads: usize, page_size: usize, context: usize, window: Option<usize>) -> Result<Vec<u32>> {
+        let cpu = Cpu::builder().threads(threads).build()?;
+        let (heads, pages) = (6, context.div_ceil(page_size));
+        let shape = KvShape { pages: 2 * pages, page_size, kv_heads: 2, head_dim: 24 };
+        let mut cache = KvCache::new(&cpu, shape)?;
+        // The second sequence has the later pages.
+        let slots: Vec<i32> =
+            (0..context).chain(pages * page_size..).take(context + 300).map(|s| s as i32).collect();
+        let kv = values(&cpu, &[slots.len(), shape.kv_heads, shape.head_dim])?;
+        cache.store(&kv, &kv, &Tensor::of(&cpu, [slots.len()], &slots)?)?;
+        let table: Vec<i32> = (0..2 * pages as i32).collect();
+        let batch = AttentionBatch {
+            positions: Tensor::of(&cpu, [4], &[context as i32 - 1, 297, 298, 299])?,
+            sequences: Tensor::of(&cpu, [4], &[0, 1, 1, 1])?,
+            block_tables: Tensor::of(&cpu, [2, pages], &table)?,
+            max_context: context,
+        };
+        let params = AttentionParams { scale: 0.2, window, soft_cap: None };
+        let out = values(&cpu, &[4, heads, shape.head_dim])?.attention(&cache, &batch, &params)?;
+        Ok(out.data().f32("test")?.iter().map(|x| x.to_bits()).collect())
+    }
+
+    fn values(cpu: &Cpu, shape: &[usize]) -> Result<Tensor<Cpu>> {
+        let n: usize = shape.iter().product();
+        let values: Vec<f32> = (0..n).map(|i| ((i * 7919) % 1009) as f32 / 200.0 - 2.5).collect();
+        Tensor::of(cpu, shape, &values)
+    }
+
+    #[test]
+    fn neither_threads_nor_pages_change_a_bit() -> Result<()> {
+        for window in [None, Some(700)] {
+            let expected = bits(1, 32, 1300, window)?;
+            for (threads, page_size) in [(1, 4), (2, 128), (3, 16), (5, 32), (4, 8)] {
+                assert!(
+                    bits(threads, page_size, 1300, window)? == expected,
+                    "{threads} threads, pages of {page_size}"
+                );
+            }
+        }
+        Ok(())
+    }
+}
