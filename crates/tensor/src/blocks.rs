@@ -16,7 +16,8 @@ pub const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, 
 /// With `block` and `sub` the block and the sub-block of column `c`, the value at `[r, c]` is
 /// `scale[r, block] * q[r, c] (+ min[r, block])` in blocks of 32, and
 /// `(scale[r, block] * sub_scale[r, sub]) * q[r, c] (- min[r, block] * sub_min[r, sub])` in blocks of 256, each
-/// operation rounded. Scales and minima below [`TINY`] in magnitude are +0.
+/// operation rounded. Scales and minima below [`TINY`] in magnitude are +0; infinite ones, which a sound file does not
+/// have, are NaN.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlainRows {
     /// `[rows, cols]`: the integers, their offset or table applied.
@@ -251,11 +252,16 @@ fn unpack_block(format: Format, block: &[u8], parts: &mut BlockMut<'_>) -> (f32,
             (half(208), 0.0)
         }
     };
-    (without_tiny(scale), without_tiny(min))
+    (usable(scale), usable(min))
 }
 
-fn without_tiny(x: f32) -> f32 {
-    if x.abs() < TINY { 0.0 } else { x }
+/// A scale or a minimum as the contract takes it.
+fn usable(x: f32) -> f32 {
+    match x.abs() {
+        magnitude if magnitude < TINY => 0.0,
+        f32::INFINITY => f32::NAN,
+        _ => x,
+    }
 }
 
 /// `2^(e - 128)`; zero where that would be subnormal, which is far below [`TINY`].

@@ -1,7 +1,7 @@
 //! The constants of the numerics contract. A change of any of them changes bits, and so [`NUMERICS_VERSION`].
 
 /// Version of the contract that this build computes; part of every fingerprint.
-pub const NUMERICS_VERSION: u32 = 2;
+pub const NUMERICS_VERSION: u32 = 3;
 
 /// A scale below this magnitude, and an operand of a float dot product below it, counts as zero (rule R4):
 /// products of two such values, and every sum of them, then stay clear of the subnormal range.

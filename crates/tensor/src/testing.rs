@@ -35,6 +35,23 @@ pub fn extreme_blocks(format: Format, rows: usize, cols: usize) -> Vec<u8> {
     })
 }
 
+/// [`random_blocks`] whose f16 scales are infinite in every third row, and minima in the next.
+///
+/// # Panics
+/// If the columns are not whole blocks of the format.
+pub fn infinite_blocks(format: Format, rows: usize, cols: usize) -> Vec<u8> {
+    let mut bytes = random_blocks(format, rows, cols, 1);
+    let row = bytes.len() / rows.max(1);
+    for (i, row) in bytes.chunks_exact_mut(row.max(1)).enumerate() {
+        for block in row.chunks_exact_mut(format.block_bytes()) {
+            if let Some(&offset) = f16_offsets(format).get(i % 3) {
+                block[offset..offset + 2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+            }
+        }
+    }
+    bytes
+}
+
 const FILLS: [u8; 6] = [0xff, 0x00, 0x55, 0xaa, 0x80, 0x7f];
 
 /// Both sides of the bound under which a scale is zero: an exponent of 80 is a scale of 2^-48.

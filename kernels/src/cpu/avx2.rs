@@ -294,6 +294,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         halves!(_mm256_fmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn scaled_integer(self, x: Self::I, scale: Self::F, offset: Self::F) -> Self::F {
+        let x = self.of_bits(x);
+        halves!(_mm256_fmadd_ps(x, scale, offset))
+    }
+    #[inline(always)]
     fn round_f16(self, x: Self::F) -> Self::F {
         let rounded: [__m128i; 2] = halves!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
         halves!(_mm256_cvtph_ps(rounded))

@@ -219,6 +219,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         vector!(_mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
+    fn scaled_integer(self, x: Self::I, scale: Self::F, offset: Self::F) -> Self::F {
+        vector!(_mm512_fmadd_ps(_mm512_castsi512_ps(x), scale, offset))
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: Self::F, a: Self::I, b: Self::I) -> Self::F {
         if BF16 {
             // The instruction takes the odd elements first, which are the high halves.

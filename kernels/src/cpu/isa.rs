@@ -401,6 +401,7 @@ fn is_amd() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::{ZERO, ZERO_BITS};
     use super::*;
 
     /// Every method of `Simd` that could differ between instruction sets, on vectors of these bytes.
@@ -418,6 +419,8 @@ mod tests {
             let (low, sum) = (s.and(a, s.splat_i32(0x7f7f7f7f)), s.shr::<8>(c));
             let halfword = s.shr::<16>(b);
             let signed_halfword = s.add_i32(halfword, s.splat_i32(-32768));
+            let integer = s.add_i32(signed_halfword, s.splat_i32(ZERO_BITS));
+            let scale = s.load_f16(&bytes.map(|byte| byte & 0x7b));
             let (x, y) = (s.to_f32(a), s.to_f32(b));
             let mut out = Vec::new();
             let mut put = |x: S::I| {
@@ -462,10 +465,11 @@ mod tests {
                 s.larger(x, y),
                 s.add_exact_product(x, s.to_f32(signed_halfword), s.to_f32(s.load_i8(few))),
                 s.sub_exact_product(x, s.to_f32(signed_halfword), s.to_f32(s.load_i8(few))),
+                s.add(s.scaled_integer(integer, scale, s.mul(scale, s.splat(-ZERO))), s.splat(0.0)),
                 s.round_f16(s.mul(y, s.splat(1.0e-10))),
                 s.select(less, x, y),
                 s.select(both, x, y),
-                s.load_f16(&bytes.map(|byte| byte & 0x7b)),
+                scale,
                 s.splat(s.tree(x)),
                 s.splat(s.max_lane(x)),
                 s.splat(s.largest_lane(x)),

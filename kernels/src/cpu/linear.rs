@@ -13,7 +13,7 @@ use super::{
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
     quantize::{Activations, Tile},
-    simd::Simd,
+    simd::{Simd, ZERO, ZERO_BITS},
 };
 
 /// Quantised activations times the transpose of the rows in `panels`, into `out [m, rows]`. The last panel may have fewer
@@ -145,7 +145,7 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
             let mut sides: [&[u8]; P] = [&[]; P];
             for (i, (stage, sides)) in stage.iter_mut().zip(&mut sides).enumerate() {
                 let (units, side) = self.panel_span(p + i, span);
-                stage.decode::<S, C>(s, units);
+                stage.decode::<S, C, B>(s, units, side);
                 *sides = side;
             }
             for start in tokens.clone().step_by(T) {
@@ -169,12 +169,12 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
             .zip(sides.chunks(blocks * B::side(C::EXPONENTS).bytes))
             .zip(x.q.chunks(T * DOT_SPAN))
             .zip(x.scale.chunks(T * blocks))
-            .zip(x.scaled_sums.chunks(T * blocks))
+            .zip(x.float_sums.chunks(T * blocks))
             .zip(x.bias.chunks(T * blocks * B::parts::<C>()))
             .zip(x.sums.chunks(T * blocks * B::parts::<C>()));
         let mut total = [s.splat(0.0); T];
-        for ((((((units, sides), q), scale), scaled_sums), bias), sums) in spans {
-            let x = Tile { q, scale, scaled_sums, bias, sums };
+        for ((((((units, sides), q), scale), float_sums), bias), sums) in spans {
+            let x = Tile { q, scale, float_sums, bias, sums };
             let acc = packed_span::<S, C, B, T>(s, units, sides, x);
             for (total, acc) in total.iter_mut().zip(acc) {
                 *total = s.add(*total, acc);
@@ -200,12 +200,12 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     /// The part of a tile in a span.
     #[inline(always)]
     fn x_span(&self, start: usize, width: usize, span: usize) -> Tile<'a> {
-        let Tile { q, scale, scaled_sums, bias, sums } = self.task.x.tile(start, width);
+        let Tile { q, scale, float_sums, bias, sums } = self.task.x.tile(start, width);
         let blocks = DOT_SPAN / B::LEN * width;
         Tile {
             q: part(q, span, blocks * B::LEN),
             scale: part(scale, span, blocks),
-            scaled_sums: part(scaled_sums, span, blocks),
+            float_sums: part(float_sums, span, blocks),
             bias: part(bias, span, blocks * B::parts::<C>()),
             sums: part(sums, span, blocks * B::parts::<C>()),
         }
@@ -248,24 +248,41 @@ thread_local! {
     static STAGES: Cell<Option<Box<[Stage; MOST_PANELS]>>> = const { Cell::new(None) };
 }
 
-/// The decoded units of a span of one panel.
+/// The decoded units of a span of one panel, and the scales of its blocks of 32.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Stage([Unit; DOT_SPAN / 32]);
+struct Stage {
+    units: [Unit; DOT_SPAN / 32],
+    scales: [StagedScales; DOT_SPAN / 32],
+}
 
 impl Stage {
     fn zeros() -> Self {
-        Stage([[[0; 64]; 8]; DOT_SPAN / 32])
+        Stage { units: [[[0; 64]; 8]; DOT_SPAN / 32], scales: [[[0.0; 16]; 3]; DOT_SPAN / 32] }
     }
 
     #[inline(always)]
-    fn decode<S: Simd, C: Codec>(&mut self, s: S, units: &[u8]) {
-        for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.0) {
+    fn decode<S: Simd, C: Codec, B: BlockKind>(&mut self, s: S, units: &[u8], sides: &[u8]) {
+        for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.units) {
             for (group, out) in C::decode(s, unit).into_iter().zip(out) {
                 s.store_bytes(group, out);
             }
         }
+        for (side, out) in sides.chunks_exact(B::side(C::EXPONENTS).bytes).zip(&mut self.scales) {
+            B::stage::<S, C>(s, side, out);
+        }
     }
+}
+
+/// What a [`Scales`] holds, in memory.
+type StagedScales = [[f32; 16]; 3];
+
+/// A block of a staged panel.
+#[derive(Clone, Copy)]
+struct StagedBlock<'a> {
+    units: &'a [Unit],
+    scales: &'a StagedScales,
+    side: &'a [u8],
 }
 
 /// The terms of one kind of block. Both ways of adding a block to the accumulators have the same terms.
@@ -284,11 +301,12 @@ trait BlockKind {
         x: Tile<'_>,
         acc: &mut [S::F; T],
     );
+    /// Converts the scales of a block once for many tiles, where that is worth it.
+    fn stage<S: Simd, C: Codec>(s: S, side: &[u8], out: &mut StagedScales);
     /// Decoded panels: an activation in a register meets all panels.
     fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
         s: S,
-        units: [&[Unit]; P],
-        sides: [&[u8]; P],
+        blocks: [StagedBlock<'_>; P],
         x: Tile<'_>,
         acc: &mut [[S::F; T]; P],
     );
@@ -299,10 +317,10 @@ trait BlockKind {
 fn tile_blocks<C: Codec, B: BlockKind, const T: usize>(x: Tile<'_>) -> impl Iterator<Item = Tile<'_>> {
     x.q.chunks_exact(T * B::LEN)
         .zip(x.scale.chunks_exact(T))
-        .zip(x.scaled_sums.chunks_exact(T))
+        .zip(x.float_sums.chunks_exact(T))
         .zip(x.bias.chunks_exact(T * B::parts::<C>()))
         .zip(x.sums.chunks_exact(T * B::parts::<C>()))
-        .map(|((((q, scale), scaled_sums), bias), sums)| Tile { q, scale, scaled_sums, bias, sums })
+        .map(|((((q, scale), float_sums), bias), sums)| Tile { q, scale, float_sums, bias, sums })
 }
 
 /// One accumulator a token for the blocks of a span, in order.
@@ -333,12 +351,12 @@ fn staged_span<S: Simd, C: Codec, B: BlockKind, const P: usize, const T: usize>(
     let mut acc = [[s.splat(0.0); T]; P];
     let (per_block, bytes) = (B::LEN / 32, B::side(C::EXPONENTS).bytes);
     for (block, x) in tile_blocks::<C, B, T>(x).enumerate() {
-        let (mut of_units, mut of_sides): ([&[Unit]; P], [&[u8]; P]) = ([&[]; P], [&[]; P]);
-        for p in 0..P {
-            of_units[p] = &stage[p].0[block * per_block..(block + 1) * per_block];
-            of_sides[p] = &sides[p][block * bytes..(block + 1) * bytes];
-        }
-        B::staged::<S, C, P, T>(s, of_units, of_sides, x, &mut acc);
+        let of_panel = |p: usize| StagedBlock {
+            units: &stage[p].units[block * per_block..(block + 1) * per_block],
+            scales: &stage[p].scales[block],
+            side: &sides[p][block * bytes..(block + 1) * bytes],
+        };
+        B::staged::<S, C, P, T>(s, std::array::from_fn(of_panel), x, &mut acc);
     }
     acc
 }
@@ -383,10 +401,10 @@ fn four<S: Simd>(s: S, q: &[u8; 32], group: usize) -> S::I {
     s.splat_i32(i32::from_le_bytes([q[4 * group], q[4 * group + 1], q[4 * group + 2], q[4 * group + 3]]))
 }
 
-/// What the offset of the codec adds to a dot, of entry `at` of the tokens' `bias`.
+/// Where the dot of a part starts, by entry `at` of the tokens' `bias`: at `zero`, less what the offset of the codec adds.
 #[inline(always)]
-fn bias<S: Simd, C: Codec>(s: S, bias: &[i32], at: usize) -> S::I {
-    s.splat_i32(if C::OFFSET == 0 { 0 } else { bias[at] })
+fn start<S: Simd, C: Codec>(s: S, zero: i32, bias: &[i32], at: usize) -> S::I {
+    s.splat_i32(if C::OFFSET == 0 { zero } else { bias[at] })
 }
 
 #[inline(always)]
@@ -394,7 +412,7 @@ fn f16s<S: Simd>(s: S, side: &[u8]) -> S::F {
     s.load_f16(side.first_chunk().expect("16 scales"))
 }
 
-/// Blocks of 32, perhaps with minima: `(scale * d) * isum (+ min * (d * xsum))`.
+/// Blocks of 32, perhaps with minima: `(scale * isum (+ min * xsum)) * d`.
 struct Of32<const MIN: bool>;
 
 impl<const MIN: bool> BlockKind for Of32<MIN> {
@@ -421,52 +439,74 @@ impl<const MIN: bool> BlockKind for Of32<MIN> {
         let unit = C::decode(s, units);
         let scales = Self::scales::<S, C>(s, side);
         for (t, acc) in acc.iter_mut().enumerate() {
-            let isum = dot::<S, C>(s, bias::<S, C>(s, x.bias, t), &unit, 0..8, columns(x.q, 32 * t));
-            *acc = s.add(*acc, Self::term(s, scales, isum, x, t));
+            let zero = start::<S, C>(s, ZERO_BITS, x.bias, t);
+            let isum = dot::<S, C>(s, zero, &unit, 0..8, columns(x.q, 32 * t));
+            *acc = s.add(*acc, Self::term::<S, C>(s, scales, isum, x, t));
+        }
+    }
+
+    #[inline(always)]
+    fn stage<S: Simd, C: Codec>(s: S, side: &[u8], out: &mut StagedScales) {
+        let Scales { scale, offset, min } = Self::scales::<S, C>(s, side);
+        for (scales, out) in [scale, offset, min].into_iter().zip(out) {
+            s.store(scales, out);
         }
     }
 
     #[inline(always)]
     fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
         s: S,
-        units: [&[Unit]; P],
-        sides: [&[u8]; P],
+        blocks: [StagedBlock<'_>; P],
         x: Tile<'_>,
         acc: &mut [[S::F; T]; P],
     ) {
-        let isum = std::array::from_fn(|t| bias::<S, C>(s, x.bias, t));
+        let isum = std::array::from_fn(|t| start::<S, C>(s, ZERO_BITS, x.bias, t));
         let mut isum = [isum; P];
         let q = std::array::from_fn(|t| columns(x.q, 32 * t));
-        dots::<S, C, P, T>(s, &mut isum, units.map(|units| &units[0]), 0..8, q);
+        dots::<S, C, P, T>(s, &mut isum, blocks.map(|block| &block.units[0]), 0..8, q);
         for p in 0..P {
-            let scales = Self::scales::<S, C>(s, sides[p]);
+            let [scale, offset, min] = blocks[p].scales.each_ref().map(|scales| s.load(scales));
+            let scales = Scales { scale, offset, min };
             for t in 0..T {
-                acc[p][t] = s.add(acc[p][t], Self::term(s, scales, isum[p][t], x, t));
+                acc[p][t] = s.add(acc[p][t], Self::term::<S, C>(s, scales, isum[p][t], x, t));
             }
         }
     }
 }
 
+/// Scales and minima of a block of 16 rows.
+#[derive(Clone, Copy)]
+struct Scales<S: Simd> {
+    scale: S::F,
+    /// See [`Simd::scaled_integer`].
+    offset: S::F,
+    min: S::F,
+}
+
 impl<const MIN: bool> Of32<MIN> {
-    /// Scales and minima of 16 rows.
     #[inline(always)]
-    fn scales<S: Simd, C: Codec>(s: S, side: &[u8]) -> (S::F, S::F) {
-        let scales = if C::EXPONENTS {
+    fn scales<S: Simd, C: Codec>(s: S, side: &[u8]) -> Scales<S> {
+        let scale = if C::EXPONENTS {
             s.of_bits(s.shl::<23>(s.load_u8(side.first_chunk().expect("16 exponents"))))
         } else {
             f16s(s, side)
         };
-        (scales, if MIN { f16s(s, &side[Self::side(false).min..]) } else { scales })
+        let min = if MIN { f16s(s, &side[Self::side(false).min..]) } else { scale };
+        Scales { scale, offset: s.mul(scale, s.splat(-ZERO)), min }
     }
 
+    /// A product with an exponent as scale could overflow before the offset is taken off. One of a minimum is exact: an f16
+    /// by an integer of 12 bits.
     #[inline(always)]
-    fn term<S: Simd>(s: S, (scales, minima): (S::F, S::F), isum: S::I, x: Tile<'_>, t: usize) -> S::F {
-        let d = s.splat(x.scale[t]);
-        let term = s.mul(s.mul(scales, d), s.to_f32(isum));
-        match MIN {
-            true => s.add(term, s.mul(minima, s.splat(x.scaled_sums[t]))),
-            false => term,
-        }
+    fn term<S: Simd, C: Codec>(s: S, scales: Scales<S>, isum: S::I, x: Tile<'_>, t: usize) -> S::F {
+        let Scales { scale, offset, min } = scales;
+        let scaled = if C::EXPONENTS {
+            s.mul(s.sub(s.of_bits(isum), s.splat(ZERO)), scale)
+        } else {
+            s.scaled_integer(isum, scale, offset)
+        };
+        let sum = if MIN { s.add_exact_product(scaled, min, s.splat(x.float_sums[t])) } else { scaled };
+        s.mul(sum, s.splat(x.scale[t]))
     }
 }
 
@@ -487,7 +527,7 @@ fn add_scaled<S: Simd, C: Codec>(s: S, sum: S::I, dot: S::I, scale: S::I, sub: u
 }
 
 /// Blocks of 256 with integer scales for sub-blocks, perhaps with minima:
-/// `(scale * d) * isum (- (min * d) * msum)`, with `isum` the sum of `sub_scale * dot` and `msum` that of
+/// `(scale * isum (- min * msum)) * d`, with `isum` the sum of `sub_scale * dot` and `msum` that of
 /// `sub_min * xsum`.
 struct Of256<const SUB: usize, const MIN: bool>;
 
@@ -519,9 +559,9 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
                 let sub_scale = Self::sub_scale(s, side, (32 * u + 4 * groups.start) / SUB);
                 let part = u * Self::parts::<C>() / 8 + part;
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let bias = bias::<S, C>(s, x.bias, t * Self::parts::<C>() + part);
+                    let zero = start::<S, C>(s, 0, x.bias, t * Self::parts::<C>() + part);
                     let q = columns(x.q, 256 * t + 32 * u);
-                    let dot = dot::<S, C>(s, bias, &unit, groups.clone(), q);
+                    let dot = dot::<S, C>(s, zero, &unit, groups.clone(), q);
                     *isum = add_scaled::<S, C>(s, *isum, dot, sub_scale, SUB);
                 }
             }
@@ -531,26 +571,30 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
         }
     }
 
+    /// They are converted once for 256 columns, which is rare enough.
+    #[inline(always)]
+    fn stage<S: Simd, C: Codec>(_: S, _: &[u8], _: &mut StagedScales) {}
+
     #[inline(always)]
     fn staged<S: Simd, C: Codec, const P: usize, const T: usize>(
         s: S,
-        units: [&[Unit]; P],
-        sides: [&[u8]; P],
+        blocks: [StagedBlock<'_>; P],
         x: Tile<'_>,
         acc: &mut [[S::F; T]; P],
     ) {
         let mut isum = [[s.splat_i32(0); T]; P];
         for u in 0..8 {
-            let unit = units.map(|units| &units[u]);
+            let unit = blocks.map(|block| &block.units[u]);
             let q = std::array::from_fn(|t| columns(x.q, 256 * t + 32 * u));
             for (part, groups) in parts::<C>(SUB).enumerate() {
                 let sub = (32 * u + 4 * groups.start) / SUB;
                 let part = u * Self::parts::<C>() / 8 + part;
-                let dot = std::array::from_fn(|t| bias::<S, C>(s, x.bias, t * Self::parts::<C>() + part));
+                let at = |t| t * Self::parts::<C>() + part;
+                let dot = std::array::from_fn(|t| start::<S, C>(s, 0, x.bias, at(t)));
                 let mut dot = [dot; P];
                 dots::<S, C, P, T>(s, &mut dot, unit, groups, q);
                 for p in 0..P {
-                    let sub_scale = Self::sub_scale(s, sides[p], sub);
+                    let sub_scale = Self::sub_scale(s, blocks[p].side, sub);
                     for t in 0..T {
                         isum[p][t] = add_scaled::<S, C>(s, isum[p][t], dot[p][t], sub_scale, SUB);
                     }
@@ -559,7 +603,7 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
         }
         for p in 0..P {
             for t in 0..T {
-                acc[p][t] = s.add(acc[p][t], Self::term(s, sides[p], isum[p][t], x, t));
+                acc[p][t] = s.add(acc[p][t], Self::term(s, blocks[p].side, isum[p][t], x, t));
             }
         }
     }
@@ -575,14 +619,13 @@ impl<const SUB: usize, const MIN: bool> Of256<SUB, MIN> {
     #[inline(always)]
     fn term<S: Simd>(s: S, side: &[u8], isum: S::I, x: Tile<'_>, t: usize) -> S::F {
         let at = Side::of(false, 256 / SUB, MIN);
-        let d = s.splat(x.scale[t]);
-        let term = s.mul(s.mul(f16s(s, side), d), s.to_f32(isum));
-        if !MIN {
-            return term;
+        let mut sum = s.mul(f16s(s, side), s.to_f32(isum));
+        if MIN {
+            let subs = 256 / SUB;
+            let msum = minima_sum(s, &side[at.sub_min..], &x.sums[t * subs..(t + 1) * subs]);
+            sum = s.sub(sum, s.mul(f16s(s, &side[at.min..]), s.to_f32(msum)));
         }
-        let subs = 256 / SUB;
-        let msum = minima_sum(s, &side[at.sub_min..], &x.sums[t * subs..(t + 1) * subs]);
-        s.sub(term, s.mul(s.mul(f16s(s, &side[at.min..]), d), s.to_f32(msum)))
+        s.mul(sum, s.splat(x.scale[t]))
     }
 }
 

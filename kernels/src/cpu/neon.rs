@@ -191,6 +191,11 @@ impl<D: Dot> Simd for Neon<D> {
         quarters!(vfmaq_f32, c, a, b)
     }
     #[inline(always)]
+    fn scaled_integer(self, x: Self::I, scale: Self::F, offset: Self::F) -> Self::F {
+        let x = self.of_bits(x);
+        quarters!(vfmaq_f32, offset, x, scale)
+    }
+    #[inline(always)]
     fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
         quarters!(vfmsq_f32, c, a, b)
     }

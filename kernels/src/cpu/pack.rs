@@ -156,11 +156,15 @@ fn q6k_unit(block: &[u8; 210], unit: usize) -> [u32; 6] {
     [a, b, c, d, e, f]
 }
 
-/// The bytes of an f16 scale, of which only zero is smaller than the contract's least: it loses its sign.
+/// The bytes of an f16 scale, of which only zero is smaller than the contract's least: it loses its sign. An infinite one is NaN.
 #[inline(always)]
 fn put_half(block: &[u8], from: usize, out: &mut [u8], lane: usize) {
     let half = u16::from_le_bytes([block[from], block[from + 1]]);
-    let half = if half == 0x8000 { 0 } else { half };
+    let half = match half {
+        0x8000 => 0,
+        0x7c00 | 0xfc00 => 0x7e00,
+        other => other,
+    };
     out[2 * lane..2 * lane + 2].copy_from_slice(&half.to_le_bytes());
 }
 

@@ -9,7 +9,7 @@ use super::{
     codec::Codec,
     isa::{Isa, Kernel},
     panel::with_codec,
-    simd::Simd,
+    simd::{Simd, ZERO_BITS},
 };
 use crate::parts::{Chunks, Parts};
 
@@ -30,6 +30,11 @@ impl Kind {
         };
         with_codec!(format, C => Kind { block, part: C::PART.min(sub), offset: C::OFFSET })
     }
+
+    /// Where dots of a part start.
+    fn zero(self) -> i32 {
+        if self.block == 32 { ZERO_BITS } else { 0 }
+    }
 }
 
 /// Activations `[m, k]`, quantised in blocks, in tiles of tokens: first as many as the widest tile takes, then narrower ones
@@ -41,9 +46,9 @@ pub struct Activations {
     tile: usize,
     q: Vec<u8>,
     scale: Vec<f32>,
-    /// `scale * sum(q)` of each block of 32.
-    scaled_sums: Vec<f32>,
-    /// `-offset * sum(q)` of each part.
+    /// `sum(q)` of each block of 32.
+    float_sums: Vec<f32>,
+    /// `-offset * sum(q)` of each part, more than [`ZERO_BITS`] in blocks of 32.
     bias: Vec<i32>,
     /// `sum(q)` of each part.
     sums: Vec<i16>,
@@ -57,7 +62,7 @@ pub(super) struct Tile<'a> {
     /// `[blocks, tokens]`.
     pub(super) scale: &'a [f32],
     /// `[blocks, tokens]`.
-    pub(super) scaled_sums: &'a [f32],
+    pub(super) float_sums: &'a [f32],
     /// `[blocks, tokens, parts]`.
     pub(super) bias: &'a [i32],
     /// `[blocks, tokens, parts]`.
@@ -80,7 +85,7 @@ impl Activations {
             tile: 1,
             q: Vec::new(),
             scale: Vec::new(),
-            scaled_sums: Vec::new(),
+            float_sums: Vec::new(),
             bias: Vec::new(),
             sums: Vec::new(),
         }
@@ -97,7 +102,7 @@ impl Activations {
         (self.kind, self.m, self.k, self.tile) = (kind, m, k, isa.tile());
         grow(&mut self.q, m * k);
         grow(&mut self.scale, m * k / kind.block);
-        grow(&mut self.scaled_sums, m * k / kind.block);
+        grow(&mut self.float_sums, m * k / kind.block);
         grow(&mut self.bias, m * k / kind.part);
         grow(&mut self.sums, m * k / kind.part);
     }
@@ -115,7 +120,7 @@ impl Activations {
         let out = (
             Chunks::new(&mut self.q[..m * k], tokens * k),
             Chunks::new(&mut self.scale[..m * blocks], tokens * blocks),
-            Chunks::new(&mut self.scaled_sums[..m * blocks], tokens * blocks),
+            Chunks::new(&mut self.float_sums[..m * blocks], tokens * blocks),
             Chunks::new(&mut self.bias[..m * parts], tokens * parts),
             Chunks::new(&mut self.sums[..m * parts], tokens * parts),
         );
@@ -151,7 +156,7 @@ impl Activations {
         Tile {
             q: &self.q[part(self.k)],
             scale: &self.scale[blocks.clone()],
-            scaled_sums: &self.scaled_sums[blocks],
+            float_sums: &self.float_sums[blocks],
             bias: &self.bias[parts.clone()],
             sums: &self.sums[parts],
         }
@@ -199,7 +204,7 @@ pub struct Pieces<'a> {
     out: Out<'a>,
 }
 
-/// The parts of [`Activations`]: `q`, `scale`, `scaled_sums`, `bias` and `sums`.
+/// The parts of [`Activations`]: `q`, `scale`, `float_sums`, `bias` and `sums`.
 type Out<'a> = (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>);
 
 // SAFETY: the parts of each are disjoint.
@@ -214,8 +219,8 @@ unsafe impl<'a> Parts for Pieces<'a> {
         let Pieces { kind, k, tile, tokens, x, .. } = *self;
         let rows = i * tokens * k..((i + 1) * tokens * k).min(x.len());
         // SAFETY: as the caller promises.
-        let (q, scale, scaled_sums, bias, sums) = unsafe { self.out.part(i) };
-        Piece { kind, k, tile, x: &x[rows], q, scale, scaled_sums, bias, sums }
+        let (q, scale, float_sums, bias, sums) = unsafe { self.out.part(i) };
+        Piece { kind, k, tile, x: &x[rows], q, scale, float_sums, bias, sums }
     }
 }
 
@@ -227,7 +232,7 @@ pub struct Piece<'a> {
     x: &'a [f32],
     q: &'a mut [u8],
     scale: &'a mut [f32],
-    scaled_sums: &'a mut [f32],
+    float_sums: &'a mut [f32],
     bias: &'a mut [i32],
     sums: &'a mut [i16],
 }
@@ -255,9 +260,9 @@ impl Kernel for Piece<'_> {
                     self.scale[at] = block_of(s, x, q);
                     for (part, q) in q.chunks_exact(kind.part).enumerate() {
                         let sum = sum_bytes(s, q);
-                        self.bias[at * parts + part] = -kind.offset * sum;
+                        self.bias[at * parts + part] = kind.zero() - kind.offset * sum;
                         self.sums[at * parts + part] = sum as i16;
-                        self.scaled_sums[at] = self.scale[at] * sum as f32;
+                        self.float_sums[at] = sum as f32;
                     }
                 }
             }

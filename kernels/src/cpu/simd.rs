@@ -48,6 +48,13 @@ pub(super) trait Simd: Copy {
     fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
         self.sub(c, self.mul(a, b))
     }
+    /// `(x - ZERO_BITS) * scale`, rounded once: `x` is the bits of an f32 between [`ZERO`] - 2^22 and `ZERO` + 2^22, which
+    /// is that integer more than `ZERO`, `scale` an f16, and `offset` is `-ZERO * scale`, which is exact.
+    #[inline(always)]
+    fn scaled_integer(self, x: Self::I, scale: Self::F, offset: Self::F) -> Self::F {
+        let _ = offset;
+        self.mul(self.sub(self.of_bits(x), self.splat(ZERO)), scale)
+    }
     /// `a < b`; false where either is NaN.
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     /// `a` where the mask holds, else `b`.
@@ -262,6 +269,12 @@ pub(super) trait Simd: Copy {
         lanes.into_iter().fold(i32::MIN, i32::max)
     }
 }
+
+/// Where the integers begin that an f32 holds in its lowest bits: sums that start at [`ZERO_BITS`] need no conversion.
+pub(super) const ZERO: f32 = 1.5 * (1u32 << 23) as f32;
+
+/// The bits of [`ZERO`].
+pub(super) const ZERO_BITS: i32 = ZERO.to_bits() as i32;
 
 /// What [`Simd::dot_bf16`] computes.
 #[inline(always)]

@@ -3,7 +3,7 @@
 use samebits_tensor::{
     Format, HostTensor, HostWeight,
     contract::TINY,
-    testing::{extreme_blocks, random_blocks},
+    testing::{extreme_blocks, infinite_blocks, random_blocks},
 };
 
 use super::values::{case, f32s, indices};
@@ -81,7 +81,17 @@ fn of_format(format: Format) -> Vec<Case> {
         cases.push(linear_case(format, [17, 9, short], activations, true));
     }
     cases.push(linear_case(format, [4, 35, long], Activations::Bell, true));
+    cases.push(infinite_case(format, [3, 19, short]));
     cases
+}
+
+/// Scales and minima that no sound file has.
+fn infinite_case(format: Format, [m, n, k]: [usize; 3]) -> Case {
+    let name = format!("linear/{format}/m={m},n={n},k={k}/Bell/infinite");
+    let bytes = infinite_blocks(format, n, k).into();
+    let weights = vec![HostWeight { name: format!("{format}.weight"), format, shape: vec![n, k], bytes }];
+    let inputs = vec![activation(&mut Rng::named(&name), m, k, Activations::Bell)];
+    Case { weights, ..case(name, Op::Linear, inputs) }
 }
 
 /// A contraction of a few blocks, and one of more than two spans, both odd multiples of the block.

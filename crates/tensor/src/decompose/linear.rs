@@ -10,7 +10,8 @@ use crate::{
 /// Float weights: the activation is rounded to the weight's type, then `dot`. Quantised weights: the
 /// activation is quantised in blocks as long as the weight's, integer dots are exact, and each block adds one
 /// term to `dot`:
-/// `(scale * d) * isum`, plus `min * (d * xsum)` or minus `(min_scale * d) * msum` where the format has a minimum.
+/// `(scale * isum) * d`, or `(scale * isum + min * xsum) * d` or `(scale * isum - min_scale * msum) * d` where the format has
+/// a minimum.
 pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
     let (rows, cols) = weight.dims();
     check(x.dims()[1] == cols, "linear", || format!("x {} with weight [{rows}, {cols}]", x.shape()))?;
@@ -82,14 +83,17 @@ fn blocks32<B: Backend>(
     scale: &Tensor<B>,
     min: Option<&Tensor<B>>,
 ) -> Result<Tensor<B>> {
+    let (m, n) = (x.dims()[0], q.dims()[0]);
     let (xq, d) = activation_blocks(x, 32)?;
     let wq = block_major(q, 32)?;
     add_in_order(x.dims()[1] / 32, 32, |block| {
         let isum = block_dot(&xq, &wq, block)?.cast(DType::F32)?;
-        let term = outer(&d, scale, block)?.mul(&isum)?;
-        let Some(min) = min else { return Ok(term) };
-        let xsum = d.at(1, block)?.mul(&value_sums(&xq, block)?.cast(DType::F32)?)?;
-        term.add(&min.at(1, block)?.repeat(0, xsum.dims()[0])?.mul(&xsum.repeat(1, q.dims()[0])?)?)
+        let mut sum = rows(scale, block, m)?.mul(&isum)?;
+        if let Some(min) = min {
+            let xsum = value_sums(&xq, block)?.cast(DType::F32)?.repeat(1, n)?;
+            sum = sum.add(&rows(min, block, m)?.mul(&xsum)?)?;
+        }
+        sum.mul(&d.at(1, block)?.repeat(1, n)?)
     })
 }
 
@@ -115,14 +119,16 @@ fn blocks256<B: Backend>(
             let factor = sub_scale.at(1, sub)?.repeat(0, m)?;
             isum = isum.add(&block_dot(&xq, &wq, sub)?.mul(&factor)?)?;
         }
-        let term = outer(&d, scale, block)?.mul(&isum.cast(DType::F32)?)?;
-        let (Some((min, _)), Some(sub_min)) = (min, &sub_min) else { return Ok(term) };
-        let mut msum = Tensor::full(x.backend(), [m, n], 0)?;
-        for sub in range {
-            let xsum = value_sums(&xq, sub)?.repeat(1, n)?;
-            msum = msum.add(&xsum.mul(&sub_min.at(1, sub)?.repeat(0, m)?)?)?;
+        let mut sum = rows(scale, block, m)?.mul(&isum.cast(DType::F32)?)?;
+        if let (Some((min, _)), Some(sub_min)) = (min, &sub_min) {
+            let mut msum = Tensor::full(x.backend(), [m, n], 0)?;
+            for sub in range {
+                let xsum = value_sums(&xq, sub)?.repeat(1, n)?;
+                msum = msum.add(&xsum.mul(&sub_min.at(1, sub)?.repeat(0, m)?)?)?;
+            }
+            sum = sum.sub(&rows(min, block, m)?.mul(&msum.cast(DType::F32)?)?)?;
         }
-        term.sub(&outer(&d, min, block)?.mul(&msum.cast(DType::F32)?)?)
+        sum.mul(&d.at(1, block)?.repeat(1, n)?)
     })
 }
 
@@ -152,8 +158,7 @@ fn value_sums<B: Backend>(xq: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
     sums.reshape([xq.dims()[1]])
 }
 
-/// `scale[n, block] * d[m, block]` as `[m, n]`.
-fn outer<B: Backend>(d: &Tensor<B>, scale: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
-    let (m, n) = (d.dims()[0], scale.dims()[0]);
-    scale.at(1, block)?.repeat(0, m)?.mul(&d.at(1, block)?.repeat(1, n)?)
+/// `scale[n, block]` as `[m, n]`.
+fn rows<B: Backend>(scale: &Tensor<B>, block: usize, m: usize) -> Result<Tensor<B>> {
+    scale.at(1, block)?.repeat(0, m)
 }
