@@ -112,6 +112,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         [halves!(_mm256_packus_epi16(ab_high, cd_high)), halves!(_mm256_packus_epi16(ab_low, cd_low))]
     }
     #[inline(always)]
+    fn prefetch_ahead<const NEAR: bool>(self, bytes: &[u8], ahead: usize) {
+        // Any address may be asked for: none is read.
+        let line = bytes.as_ptr().wrapping_add(ahead).cast();
+        vector!(if NEAR { _mm_prefetch::<_MM_HINT_T0>(line) } else { _mm_prefetch::<_MM_HINT_T1>(line) })
+    }
+    #[inline(always)]
     fn prefetch(self, byte: &u8) {
         vector!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(byte).cast()))
     }

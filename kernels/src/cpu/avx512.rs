@@ -360,6 +360,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch_ahead<const NEAR: bool>(self, bytes: &[u8], ahead: usize) {
+        // Any address may be asked for: none is read.
+        let line = bytes.as_ptr().wrapping_add(ahead).cast();
+        vector!(if NEAR { _mm_prefetch::<_MM_HINT_T0>(line) } else { _mm_prefetch::<_MM_HINT_T1>(line) })
+    }
+    #[inline(always)]
     fn prefetch(self, byte: &u8) {
         vector!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(byte).cast()))
     }

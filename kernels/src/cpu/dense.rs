@@ -22,7 +22,7 @@ use super::{
     isa::{Isa, Kernel},
     matrix::MatrixMut,
     panel::LANES,
-    simd::Simd,
+    simd::{Simd, prefetch_far, prefetch_near},
 };
 
 /// Tokens whose activations of a span stay in a core's cache while the panels of a task pass by.
@@ -268,6 +268,8 @@ fn streamed<S: Simd, E: Element, const P: usize, const T: usize>(
     for (i, x) in x.chunks_exact(E::VECTORS).enumerate().take(steps) {
         let mut weights = [[s.splat(0.0); 2]; P];
         for (weights, panel) in weights.iter_mut().zip(panels) {
+            prefetch_far(s, bytemuck::bytes_of(&panel[i]));
+            prefetch_near(s, bytemuck::bytes_of(&panel[i]));
             *weights = E::load(s, &panel[i], &mut largest);
         }
         for (v, x) in x.iter().enumerate() {
@@ -287,6 +289,7 @@ fn widen<S: Simd, E: Element, const P: usize>(
     let mut largest = s.splat_i32(0);
     for (p, panel) in panels.into_iter().enumerate() {
         for (step, out) in panel.iter().zip(out.chunks_exact_mut(E::VECTORS)) {
+            prefetch_far(s, bytemuck::bytes_of(step));
             let weights = E::load(s, step, &mut largest);
             for (out, weights) in out.iter_mut().zip(weights) {
                 out[p] = weights;

@@ -13,7 +13,7 @@ use super::{
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
     quantize::{Activations, Tile},
-    simd::{Simd, ZERO, ZERO_BITS},
+    simd::{Simd, ZERO, ZERO_BITS, prefetch_far, prefetch_near},
 };
 
 /// Quantised activations times the transpose of the rows in `panels`, into `out [m, rows]`. The last panel may have fewer
@@ -264,6 +264,7 @@ impl Stage {
     #[inline(always)]
     fn decode<S: Simd, C: Codec, B: BlockKind>(&mut self, s: S, units: &[u8], sides: &[u8]) {
         for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.units) {
+            prefetch_far(s, unit);
             for (group, out) in C::decode(s, unit).into_iter().zip(out) {
                 s.store_bytes(group, out);
             }
@@ -335,6 +336,8 @@ fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize>(
     let units = units.chunks_exact(C::UNIT * (B::LEN / 32));
     let sides = sides.chunks_exact(B::side(C::EXPONENTS).bytes);
     for ((units, side), x) in units.zip(sides).zip(tile_blocks::<C, B, T>(x)) {
+        prefetch_far(s, units);
+        prefetch_near(s, units);
         B::packed::<S, C, T>(s, units, side, x, &mut acc);
     }
     acc

@@ -455,6 +455,19 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn prefetch_ahead<const NEAR: bool>(self, bytes: &[u8], ahead: usize) {
+        let line = bytes.as_ptr().wrapping_add(ahead);
+        // SAFETY: a hint about an address, which need not be the program's, and which it cannot see the effect of.
+        unsafe {
+            if NEAR {
+                asm!("prfm pldl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+            } else {
+                asm!("prfm pldl2keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, byte: &u8) {
         // SAFETY: a hint about an address, which no program can see the effect of.
         unsafe {

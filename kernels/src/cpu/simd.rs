@@ -226,6 +226,11 @@ pub(super) trait Simd: Copy {
     #[inline(always)]
     fn prefetch(self, _: &u8) {}
 
+    /// Asks for the cache line `ahead` bytes after the start of `bytes`, be it inside of them or not, in the first cache if
+    /// `NEAR` and in the second if not, and waits for nothing.
+    #[inline(always)]
+    fn prefetch_ahead<const NEAR: bool>(self, _bytes: &[u8], _ahead: usize) {}
+
     /// The halving tree of the contract's `sum`: lane `i` plus lane `i + 8`, then 4, 2, 1.
     #[inline(always)]
     fn tree(self, x: Self::F) -> f32 {
@@ -275,6 +280,19 @@ pub(super) const ZERO: f32 = 1.5 * (1u32 << 23) as f32;
 
 /// The bits of [`ZERO`].
 pub(super) const ZERO_BITS: i32 = ZERO.to_bits() as i32;
+
+/// Asks for what will be read some time after `weights`. What fetches ahead in hardware stops at the ends of pages, and does
+/// not keep memory busy while a core computes.
+#[inline(always)]
+pub(super) fn prefetch_far<S: Simd>(s: S, weights: &[u8]) {
+    (0..weights.len()).step_by(64).for_each(|line| s.prefetch_ahead::<false>(weights, (32 << 10) + line));
+}
+
+/// Asks for what will be read soon after `weights`.
+#[inline(always)]
+pub(super) fn prefetch_near<S: Simd>(s: S, weights: &[u8]) {
+    (0..weights.len()).step_by(64).for_each(|line| s.prefetch_ahead::<true>(weights, (2 << 10) + line));
+}
 
 /// What [`Simd::dot_bf16`] computes.
 #[inline(always)]
