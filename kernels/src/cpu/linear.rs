@@ -13,7 +13,7 @@ use super::{
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
     quantize::{Activations, Tile},
-    simd::{Simd, ZERO, ZERO_BITS, prefetch_far, prefetch_near},
+    simd::{Simd, ZERO, ZERO_BITS, prefetch, prefetch_far, prefetch_near},
 };
 
 /// Quantised activations times the transpose of the rows in `panels`, into `out [m, rows]`. The last panel may have fewer
@@ -142,13 +142,20 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     ) {
         let spans = self.task.layout.cols().div_ceil(DOT_SPAN);
         for span in 0..spans {
-            let mut sides: [&[u8]; P] = [&[]; P];
-            for (i, (stage, sides)) in stage.iter_mut().zip(&mut sides).enumerate() {
-                let (units, side) = self.panel_span(p + i, span);
-                stage.decode::<S, C, B>(s, units, side);
-                *sides = side;
+            let panels: [_; P] = std::array::from_fn(|i| self.panel_span(p + i, span));
+            for (stage, (units, sides)) in stage.iter_mut().zip(panels) {
+                stage.decode::<S, C, B>(s, units, sides);
             }
-            for start in tokens.clone().step_by(T) {
+            let sides = panels.map(|(_, sides)| sides);
+            let next = match Self::SPAN_UNITS * C::UNIT {
+                len if span + 1 < spans => len,
+                len => P * self.task.layout.bytes() - span * len,
+            };
+            for (tile, start) in tokens.clone().step_by(T).enumerate() {
+                for (units, _) in panels {
+                    let lines = units.len().div_ceil(64).div_ceil(tokens.len() / T);
+                    prefetch(s, part(units, tile, 64 * lines), next);
+                }
                 let acc = staged_span::<S, C, B, P, T>(s, stage, sides, self.x_span(start, T, span));
                 self.accumulate(s, p, start, span, acc);
             }
@@ -264,7 +271,6 @@ impl Stage {
     #[inline(always)]
     fn decode<S: Simd, C: Codec, B: BlockKind>(&mut self, s: S, units: &[u8], sides: &[u8]) {
         for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.units) {
-            prefetch_far(s, unit);
             for (group, out) in C::decode(s, unit).into_iter().zip(out) {
                 s.store_bytes(group, out);
             }

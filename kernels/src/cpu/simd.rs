@@ -285,7 +285,13 @@ pub(super) const ZERO_BITS: i32 = ZERO.to_bits() as i32;
 /// not keep memory busy while a core computes.
 #[inline(always)]
 pub(super) fn prefetch_far<S: Simd>(s: S, weights: &[u8]) {
-    (0..weights.len()).step_by(64).for_each(|line| s.prefetch_ahead::<false>(weights, (32 << 10) + line));
+    prefetch(s, weights, 32 << 10);
+}
+
+/// Asks for as many bytes as `weights` has, `ahead` of them.
+#[inline(always)]
+pub(super) fn prefetch<S: Simd>(s: S, weights: &[u8], ahead: usize) {
+    (0..weights.len()).step_by(64).for_each(|line| s.prefetch_ahead::<false>(weights, ahead + line));
 }
 
 /// Asks for what will be read soon after `weights`.
