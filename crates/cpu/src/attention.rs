@@ -4,8 +4,8 @@ use std::{cell::RefCell, ops::Range};
 
 use samebits_kernels::{
     cpu::{
-        AttentionScratch, AttentionTask, Grid, KvRows, Lanes, MatrixMut, attend, attend_tiles, merge_tiles,
-        quantize_block,
+        AttentionScratch, AttentionTask, Grid, KvRows, KvRowsMut, Lanes, MatrixMut, NewKv, attend,
+        attend_tiles, merge_tiles,
     },
     parts::Chunks,
 };
@@ -15,6 +15,9 @@ use crate::{Cpu, backend::check_indices};
 
 /// Query heads, of one or more tokens, that share the work of laying out keys and values.
 const ROWS: usize = 48;
+
+/// New keys' channels that are worth several tasks.
+const STORED: usize = 1 << 13;
 
 /// Tiles that are worth a task of their own.
 const SPAN: usize = 2;
@@ -36,31 +39,18 @@ pub(crate) fn store_kv(
     let shape = cache.shape;
     let (k, v, slots) = (k.data().f32(op)?, v.data().f32(op)?, slots.data().i32(op)?);
     check_indices(op, slots, shape.pages * shape.page_size)?;
-    let k_cache = cache.k.data_mut().i8_mut(op)?;
-    let k_scale = cache.k_scale.data_mut().f32_mut(op)?;
-    for (row, x) in rows(shape, slots).zip(k.chunks_exact(shape.head_dim)) {
-        for block in 0..shape.head_blocks() {
-            let channels = shape.head_block(block);
-            let start = row * shape.head_dim + channels.start;
-            let q = bytemuck::cast_slice_mut(&mut k_cache[start..start + channels.len()]);
-            k_scale[row * shape.head_blocks() + block] = quantize_block(cpu.isa(), &x[channels], q);
-        }
-    }
-    let v_cache = cache.v.data_mut().i8_mut(op)?;
-    let v_scale = cache.v_scale.data_mut().f32_mut(op)?;
-    for (row, x) in rows(shape, slots).zip(v.chunks_exact(shape.head_dim)) {
-        let q = bytemuck::cast_slice_mut(&mut v_cache[row * shape.head_dim..(row + 1) * shape.head_dim]);
-        v_scale[row] = quantize_block(cpu.isa(), x, q);
-    }
+    // A few rows are not worth waking a thread for.
+    let heads = if k.len() < STORED { shape.kv_heads } else { 1 };
+    let rows = KvRowsMut::new(
+        shape,
+        heads,
+        bytemuck::cast_slice_mut(cache.k.data_mut().i8_mut(op)?),
+        cache.k_scale.data_mut().f32_mut(op)?,
+        bytemuck::cast_slice_mut(cache.v.data_mut().i8_mut(op)?),
+        cache.v_scale.data_mut().f32_mut(op)?,
+    );
+    cpu.threads().each(rows, |_, heads| heads.store(cpu.isa(), NewKv { k, v, slots }));
     Ok(())
-}
-
-/// The cache rows of every slot and kv head: see [`KvShape::rows`].
-fn rows(shape: KvShape, slots: &[i32]) -> impl Iterator<Item = usize> {
-    slots.iter().flat_map(move |&slot| {
-        let (page, offset) = (slot as usize / shape.page_size, slot as usize % shape.page_size);
-        (0..shape.kv_heads).map(move |head| (page * shape.kv_heads + head) * shape.page_size + offset)
-    })
 }
 
 /// Attention of `q [t, heads, head_dim]` over a paged cache.
@@ -189,7 +179,7 @@ impl Plan {
     /// Cuts the tiles of tasks that would leave threads idle: how many tiles a span has, and the length of its results.
     fn split(&mut self, job: &Job<'_>, threads: usize) -> Option<(usize, usize)> {
         let tasks = self.ends.len() * job.cache.shape.kv_heads;
-        if threads < 2 || tasks >= 4 * threads {
+        if threads < 2 {
             return None;
         }
         let (mut all, mut longest, mut part) = (0, 0, 0);

@@ -3,7 +3,8 @@
 //! A tile's keys are laid out channel groups outermost, so that 16 keys fill a vector; its values key groups outermost, so
 //! that 16 channels do. Both are done once for all query heads and tokens of a task, its rows.
 
-mod rows;
+mod chunk;
+mod store;
 mod tile;
 
 use std::ops::Range;
@@ -13,9 +14,10 @@ use samebits_tensor::{
     contract::{ATTENTION_TILE, HEAD_BLOCK, MASKED},
 };
 
+pub use self::store::{KvHeads, KvRowsMut, NewKv};
 use self::{
-    rows::{Rows, Work},
-    tile::{Copied, Tile},
+    chunk::{Chunk, Work},
+    tile::Tile,
 };
 use super::{
     elementwise::{exp_below_max, store_at},
@@ -101,7 +103,6 @@ pub struct AttentionScratch {
     work: Work,
     states: Vec<Lanes>,
     part: Vec<Lanes>,
-    copied: Copied,
 }
 
 /// Attention of a task into `out [tokens, group * head_dim]`.
@@ -109,7 +110,19 @@ pub struct AttentionScratch {
 /// # Panics
 /// If a size does not fit, or a page is outside of the cache.
 pub fn attend(isa: Isa, task: AttentionTask<'_>, scratch: &mut AttentionScratch, out: MatrixMut<'_>) {
-    isa.run(Attend { tiles: task.tiles(), task, scratch, into: Into::Merged(out) });
+    let dims = Dims::of(&task);
+    let AttentionScratch { queries, tile, work, states, part } = scratch;
+    start_states(states, &dims);
+    part.resize(dims.chunk_len(), Lanes::ZERO);
+    queries.quantize(isa, &task, &dims);
+    for index in task.tiles() {
+        tile.load(isa, &task, &dims, index);
+        for chunk in 0..dims.chunks() {
+            Chunk::new(&task, &dims, queries, tile, index, chunk).compute(isa, work, Part::of(part));
+            isa.run(Merge { dims: &dims, state: &mut states[dims.chunk(chunk)], part });
+        }
+    }
+    isa.run(Finish { dims: &dims, states, out });
 }
 
 /// Each tile's maxima, sums and outputs, [`AttentionTask::part_len`] of them a tile, for [`merge_tiles`].
@@ -123,7 +136,16 @@ pub fn attend_tiles(
     scratch: &mut AttentionScratch,
     parts: &mut [Lanes],
 ) {
-    isa.run(Attend { task, tiles, scratch, into: Into::Parts(parts) });
+    let dims = Dims::of(&task);
+    let AttentionScratch { queries, tile, work, .. } = scratch;
+    queries.quantize(isa, &task, &dims);
+    for (i, index) in tiles.enumerate() {
+        tile.load(isa, &task, &dims, index);
+        for chunk in 0..dims.chunks() {
+            let part = &mut parts[dims.chunk(i * dims.chunks() + chunk)];
+            Chunk::new(&task, &dims, queries, tile, index, chunk).compute(isa, work, Part::of(part));
+        }
+    }
 }
 
 /// Attention of a task into `out [tokens, group * head_dim]` from the results of all of its tiles. For every `span` tiles
@@ -139,76 +161,26 @@ pub fn merge_tiles(
     scratch: &mut AttentionScratch,
     out: MatrixMut<'_>,
 ) {
-    isa.run(MergeTiles { task, span, parts, scratch, out });
-}
-
-struct Attend<'a, 'b> {
-    task: AttentionTask<'a>,
-    tiles: Range<usize>,
-    scratch: &'b mut AttentionScratch,
-    into: Into<'a, 'b>,
-}
-
-/// Where the results of tiles go.
-enum Into<'a, 'b> {
-    Merged(MatrixMut<'a>),
-    Parts(&'b mut [Lanes]),
-}
-
-impl Kernel for Attend<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Attend { task, tiles, scratch, mut into } = self;
-        let dims = Dims::of(&task);
-        scratch.start(s, &task, &dims);
-        for (i, tile) in tiles.enumerate() {
-            let AttentionScratch { queries, tile: keys, work, states, part, copied } = &mut *scratch;
-            keys.load(s, &task, &dims, tile, copied);
-            let mut rows = Rows::new(&task, &dims, queries, keys, tile, work);
-            for chunk in 0..dims.chunks() {
-                let (part, state) = match &mut into {
-                    Into::Merged(_) => (&mut part[..], Some(&mut states[dims.chunk(chunk)])),
-                    Into::Parts(parts) => (&mut parts[dims.chunk(i * dims.chunks() + chunk)], None),
-                };
-                rows.compute(s, 16 * chunk, &mut Part::of(part));
-                if let Some(state) = state {
-                    merge(s, &dims, state, part);
-                }
-            }
-        }
-        if let Into::Merged(out) = into {
-            finish(s, &dims, &scratch.states, out);
+    let (dims, states) = (Dims::of(&task), &mut scratch.states);
+    start_states(states, &dims);
+    let tiles = task.tiles().len();
+    let piece = parts.len() / tiles.div_ceil(span).max(1);
+    for i in 0..tiles {
+        let parts = &parts[i / span * piece + i % span * dims.part_len()..];
+        for chunk in 0..dims.chunks() {
+            let part = &parts[dims.chunk(chunk)];
+            isa.run(Merge { dims: &dims, state: &mut states[dims.chunk(chunk)], part });
         }
     }
+    isa.run(Finish { dims: &dims, states, out });
 }
 
-struct MergeTiles<'a, 'b> {
-    task: AttentionTask<'a>,
-    span: usize,
-    parts: &'b [Lanes],
-    scratch: &'b mut AttentionScratch,
-    out: MatrixMut<'a>,
-}
-
-impl Kernel for MergeTiles<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let dims = Dims::of(&self.task);
-        self.scratch.start_states(&dims);
-        let (tiles, span) = (self.task.tiles(), self.span);
-        let piece = self.parts.len() / tiles.len().div_ceil(span).max(1);
-        for i in 0..tiles.len() {
-            let part = i / span * piece + i % span * dims.part_len();
-            for chunk in 0..dims.chunks() {
-                let part = &self.parts[part..][dims.chunk(chunk)];
-                merge(s, &dims, &mut self.scratch.states[dims.chunk(chunk)], part);
-            }
-        }
-        finish(s, &dims, &self.scratch.states, self.out);
+/// States before the first tile.
+fn start_states(states: &mut Vec<Lanes>, dims: &Dims) {
+    states.clear();
+    states.resize(dims.part_len(), Lanes::ZERO);
+    for state in states.chunks_exact_mut(dims.chunk_len()) {
+        *Part::of(state).max = [MASKED; 16];
     }
 }
 
@@ -285,42 +257,44 @@ struct Queries {
     bias: Vec<i32>,
 }
 
-impl AttentionScratch {
-    fn start_states(&mut self, dims: &Dims) {
-        self.states.clear();
-        self.states.resize(dims.part_len(), Lanes::ZERO);
-        for state in self.states.chunks_exact_mut(dims.chunk_len()) {
-            *Part::of(state).max = [MASKED; 16];
-        }
-    }
-
-    #[inline(always)]
-    fn start<S: Simd>(&mut self, s: S, task: &AttentionTask<'_>, dims: &Dims) {
-        self.start_states(dims);
-        self.part.resize(dims.chunk_len(), Lanes::ZERO);
-        self.tile.reset(dims);
-        self.queries.quantize(s, task, dims);
+impl Queries {
+    /// Quantises the task's query heads in blocks of 32 channels.
+    fn quantize(&mut self, isa: Isa, task: &AttentionTask<'_>, dims: &Dims) {
+        let blocks = dims.rows * dims.blocks;
+        self.q.clear();
+        self.q.resize(blocks, [[0; 4]; 8]);
+        self.scale.resize(blocks, 0.0);
+        self.bias.resize(blocks, 0);
+        isa.run(Quantize { queries: self, task, dims });
     }
 }
 
-impl Queries {
-    /// Quantises the task's query heads in blocks of 32 channels.
+struct Quantize<'a, 'b> {
+    queries: &'a mut Queries,
+    task: &'a AttentionTask<'b>,
+    dims: &'a Dims,
+}
+
+impl Kernel for Quantize<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
-    fn quantize<S: Simd>(&mut self, s: S, task: &AttentionTask<'_>, dims: &Dims) {
-        let width = task.cache.shape.kv_heads * dims.group * dims.head_dim;
-        let start = task.kv_head * dims.group * dims.head_dim;
-        self.q.clear();
-        self.scale.clear();
-        self.bias.clear();
-        for token in task.q.chunks_exact(width) {
-            for head in token[start..start + dims.group * dims.head_dim].chunks_exact(dims.head_dim) {
-                for x in head.chunks(HEAD_BLOCK) {
-                    let mut q = [[0; 4]; 8];
-                    self.scale.push(block_of(s, x, &mut q.as_flattened_mut()[..x.len()]));
-                    self.bias.push(-128 * sum_bytes(s, q.as_flattened()));
-                    self.q.push(q);
-                }
-            }
+    fn run<S: Simd>(self, s: S) {
+        let Quantize { queries, task, dims } = self;
+        let width = dims.group * dims.head_dim;
+        let tokens = task.q.chunks_exact(width * task.cache.shape.kv_heads);
+        let heads =
+            tokens.flat_map(|token| token[task.kv_head * width..][..width].chunks_exact(dims.head_dim));
+        let blocks = heads.flat_map(|head| head.chunks(HEAD_BLOCK));
+        let out = queries.q.iter_mut().zip(&mut queries.scale).zip(&mut queries.bias);
+        for (x, ((q, scale), bias)) in blocks.zip(out) {
+            let q = q.as_flattened_mut();
+            // The usual length as a constant.
+            *scale = match x.first_chunk::<HEAD_BLOCK>() {
+                Some(x) => block_of(s, x, q),
+                None => block_of(s, x, &mut q[..x.len()]),
+            };
+            *bias = -128 * sum_bytes(s, q);
         }
     }
 }
@@ -333,6 +307,8 @@ struct Seen {
 }
 
 impl Seen {
+    const NOTHING: Seen = Seen { above: -1, position: -1 };
+
     #[inline(always)]
     fn of(position: i32, window: Option<usize>) -> Seen {
         let window = window.and_then(|window| i32::try_from(window).ok());
@@ -351,45 +327,85 @@ impl Seen {
 
     #[inline(always)]
     fn all_of(self, start: usize) -> bool {
-        let start = start as i64;
-        start > i64::from(self.above) && start + (ATTENTION_TILE as i64) <= i64::from(self.position) + 1
+        self.offsets(start) == [-1, ATTENTION_TILE as i32]
+    }
+
+    /// Offsets in the tile from `start` on that keys are seen after and before.
+    #[inline(always)]
+    fn offsets(self, start: usize) -> [i32; 2] {
+        let offset = |position: i64| (position - start as i64).clamp(-1, ATTENTION_TILE as i64) as i32;
+        [offset(i64::from(self.above)), offset(i64::from(self.position) + 1)]
     }
 }
 
-/// Which of 16 keys are seen.
-#[inline(always)]
-fn visible<S: Simd>(s: S, key: usize, seen: Seen) -> S::M {
-    let lanes = s.load_i32(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-    let key = s.add_i32(lanes, s.splat_i32(key as i32));
-    let (above, end) = (s.splat_i32(seen.above), s.splat_i32(seen.position.saturating_add(1)));
-    s.and_mask(s.lt_i32(above, key), s.lt_i32(key, end))
+/// Offsets of a tile's keys.
+const OFFSETS: [[i32; 16]; KEYS] = {
+    let mut offsets = [[0; 16]; KEYS];
+    let mut key = 0;
+    while key < ATTENTION_TILE {
+        offsets[key / 16][key % 16] = key as i32;
+        key += 1;
+    }
+    offsets
+};
+
+/// Offsets in a tile that keys are seen after and before.
+#[derive(Clone, Copy)]
+struct Bounds<S: Simd> {
+    after: S::I,
+    before: S::I,
+}
+
+impl<S: Simd> Bounds<S> {
+    #[inline(always)]
+    fn new(s: S, [after, before]: [i32; 2]) -> Self {
+        Bounds { after: s.splat_i32(after), before: s.splat_i32(before) }
+    }
+
+    /// Which keys of vector `v` are seen.
+    #[inline(always)]
+    fn of(self, s: S, v: usize) -> S::M {
+        let offsets = s.load_i32(&OFFSETS[v]);
+        s.and_mask(s.lt_i32(self.after, offsets), s.lt_i32(offsets, self.before))
+    }
 }
 
 /// `M' = max(M, m)`, `O * exp(M - M') + o * exp(m - M')` and the same of the sums, for the rows that saw a key.
-#[inline(always)]
-fn merge<S: Simd>(s: S, dims: &Dims, state: &mut [Lanes], part: &[Lanes]) {
-    let state = Part::of(state);
-    let ([max, sum], out) = part.split_first_chunk().expect("a part");
-    let (max_so_far, tile_max) = (s.load(state.max), s.load(&max.0));
-    let total_max = s.max(max_so_far, tile_max);
-    let old = exp_below_max(s, s.sub(max_so_far, total_max));
-    let new = exp_below_max(s, s.sub(tile_max, total_max));
-    let sum_so_far = s.load(state.sum);
-    let total = s.add(s.mul(sum_so_far, old), s.mul(s.load(&sum.0), new));
-    s.store(where_seen(s, tile_max, total_max, max_so_far), state.max);
-    s.store(where_seen(s, tile_max, total, sum_so_far), state.sum);
-    let (mut olds, mut news) = ([0.0; 16], [0.0; 16]);
-    s.store(old, &mut olds);
-    s.store(new, &mut news);
-    let rows = state.out.chunks_exact_mut(dims.vectors).zip(out.chunks_exact(dims.vectors));
-    for (row, (state, out)) in rows.enumerate() {
-        if max.0[row] == MASKED {
-            continue;
-        }
-        let (old, new) = (s.splat(olds[row]), s.splat(news[row]));
-        for (state, out) in state.iter_mut().zip(out) {
-            let sum = s.add(s.mul(s.load(&state.0), old), s.mul(s.load(&out.0), new));
-            s.store(sum, &mut state.0);
+struct Merge<'a> {
+    dims: &'a Dims,
+    state: &'a mut [Lanes],
+    part: &'a [Lanes],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Merge { dims, state, part } = self;
+        let state = Part::of(state);
+        let ([max, sum], out) = part.split_first_chunk().expect("a part");
+        let (max_so_far, tile_max) = (s.load(state.max), s.load(&max.0));
+        let total_max = s.max(max_so_far, tile_max);
+        let old = exp_below_max(s, s.sub(max_so_far, total_max));
+        let new = exp_below_max(s, s.sub(tile_max, total_max));
+        let sum_so_far = s.load(state.sum);
+        let total = s.add(s.mul(sum_so_far, old), s.mul(s.load(&sum.0), new));
+        s.store(where_seen(s, tile_max, total_max, max_so_far), state.max);
+        s.store(where_seen(s, tile_max, total, sum_so_far), state.sum);
+        let (mut olds, mut news) = ([0.0; 16], [0.0; 16]);
+        s.store(old, &mut olds);
+        s.store(new, &mut news);
+        let rows = state.out.chunks_exact_mut(dims.vectors).zip(out.chunks_exact(dims.vectors));
+        for (row, (state, out)) in rows.enumerate().take(dims.rows) {
+            if max.0[row] == MASKED {
+                continue;
+            }
+            let (old, new) = (s.splat(olds[row]), s.splat(news[row]));
+            for (state, out) in state.iter_mut().zip(out) {
+                let sum = s.add(s.mul(s.load(&state.0), old), s.mul(s.load(&out.0), new));
+                s.store(sum, &mut state.0);
+            }
         }
     }
 }
@@ -402,28 +418,45 @@ fn where_seen<S: Simd>(s: S, tile_max: S::F, a: S::F, b: S::F) -> S::F {
 }
 
 /// `O / L`, channels put in order.
+struct Finish<'a, 'b> {
+    dims: &'a Dims,
+    states: &'a [Lanes],
+    out: MatrixMut<'b>,
+}
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Finish { dims, states, mut out } = self;
+        let fits = out.rows() * dims.group == dims.rows && out.cols() == dims.group * dims.head_dim;
+        assert!(fits, "attention of {} rows", dims.rows);
+        for row in 0..dims.rows {
+            let state = &states[dims.chunk(row / 16)];
+            let sum = s.splat(state[1].0[row % 16]);
+            let total = &state[2 + row % 16 * dims.vectors..][..dims.vectors];
+            let member = row % dims.group;
+            let out = &mut out.row(row / dims.group)[member * dims.head_dim..(member + 1) * dims.head_dim];
+            divide(s, total, sum, out);
+        }
+    }
+}
+
+/// The channels of a row, which are in the tile's order, divided by `sum`.
 #[inline(always)]
-fn finish<S: Simd>(s: S, dims: &Dims, states: &[Lanes], mut out: MatrixMut<'_>) {
-    let fits = out.rows() * dims.group == dims.rows && out.cols() == dims.group * dims.head_dim;
-    assert!(fits, "attention of {} rows", dims.rows);
-    for row in 0..dims.rows {
-        let state = &states[row / 16 * dims.chunk_len()..][..dims.chunk_len()];
-        let sum = s.splat(state[1].0[row % 16]);
-        let total = &state[2 + row % 16 * dims.vectors..][..dims.vectors];
-        let member = row % dims.group;
-        let out = &mut out.row(row / dims.group)[member * dims.head_dim..(member + 1) * dims.head_dim];
-        let (wide, narrow) = total.as_chunks::<4>();
-        for (i, total) in wide.iter().enumerate() {
-            let mut bits = [s.splat_i32(0); 4];
-            for (bits, total) in bits.iter_mut().zip(total) {
-                *bits = s.bits(s.load(&total.0));
-            }
-            for (j, total) in s.in_order(bits).into_iter().enumerate() {
-                store_at(s, s.div(s.of_bits(total), sum), out, 4 * i + j);
-            }
+fn divide<S: Simd>(s: S, total: &[Lanes], sum: S::F, out: &mut [f32]) {
+    let (wide, narrow) = total.as_chunks::<4>();
+    for (i, total) in wide.iter().enumerate() {
+        let mut bits = [s.splat_i32(0); 4];
+        for (bits, total) in bits.iter_mut().zip(total) {
+            *bits = s.bits(s.load(&total.0));
         }
-        for (i, total) in narrow.iter().enumerate() {
-            store_at(s, s.div(s.load(&total.0), sum), out, 4 * wide.len() + i);
+        for (j, total) in s.in_order(bits).into_iter().enumerate() {
+            store_at(s, s.div(s.of_bits(total), sum), out, 4 * i + j);
         }
+    }
+    for (i, total) in narrow.iter().enumerate() {
+        store_at(s, s.div(s.load(&total.0), sum), out, 4 * wide.len() + i);
     }
 }

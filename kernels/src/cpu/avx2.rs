@@ -109,7 +109,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let (ab_high, cd_high): (Self::I, Self::I) =
             (halves!(_mm256_srli_epi16::<8>(ab)), halves!(_mm256_srli_epi16::<8>(cd)));
         let (ab_low, cd_low) = (self.and(ab, low), self.and(cd, low));
-        [halves!(_mm256_packus_epi16(ab_high, cd_high)), halves!(_mm256_packus_epi16(ab_low, cd_low))]
+        let high: Self::I = halves!(_mm256_packus_epi16(ab_high, cd_high));
+        let low: Self::I = halves!(_mm256_packus_epi16(ab_low, cd_low));
+        // Packing works on 128 bits at a time: four bytes of each vector, then the next four.
+        vector!([words_transposed(high), words_transposed(low)])
     }
     #[inline(always)]
     fn prefetch_ahead<const NEAR: bool>(self, bytes: &[u8], ahead: usize) {
@@ -323,5 +326,20 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn sub_exact_product(self, c: Self::F, a: Self::F, b: Self::F) -> Self::F {
         halves!(_mm256_fnmadd_ps(a, b, c))
+    }
+}
+
+/// The 4 by 4 matrix of 32-bit words, transposed.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn words_transposed(x: [__m256i; 2]) -> [__m256i; 2] {
+    // SAFETY: the caller has seen to it that the CPU has the instructions.
+    unsafe {
+        let columns = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let [a, b] = x.map(|x| _mm256_permutevar8x32_epi32(x, columns));
+        let (even, odd) = (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+        [_mm256_permute2x128_si256::<0x20>(even, odd), _mm256_permute2x128_si256::<0x31>(even, odd)]
     }
 }

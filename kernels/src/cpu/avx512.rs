@@ -338,10 +338,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         vector!({
             let (ab, cd) = (_mm512_packus_epi32(x[0], x[1]), _mm512_packus_epi32(x[2], x[3]));
             let low = _mm512_set1_epi16(255);
-            [
-                _mm512_packus_epi16(_mm512_srli_epi16::<8>(ab), _mm512_srli_epi16::<8>(cd)),
-                _mm512_packus_epi16(_mm512_and_si512(ab, low), _mm512_and_si512(cd, low)),
-            ]
+            let high_bytes = _mm512_packus_epi16(_mm512_srli_epi16::<8>(ab), _mm512_srli_epi16::<8>(cd));
+            let low_bytes = _mm512_packus_epi16(_mm512_and_si512(ab, low), _mm512_and_si512(cd, low));
+            // Packing works on 128 bits at a time: four bytes of each vector, then the next four.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            [_mm512_permutexvar_epi32(order, high_bytes), _mm512_permutexvar_epi32(order, low_bytes)]
         })
     }
 

@@ -24,7 +24,10 @@ mod quantize;
 mod scalar;
 mod simd;
 
-pub use attention::{AttentionScratch, AttentionTask, KvRows, Lanes, attend, attend_tiles, merge_tiles};
+pub use attention::{
+    AttentionScratch, AttentionTask, KvHeads, KvRows, KvRowsMut, Lanes, NewKv, attend, attend_tiles,
+    merge_tiles,
+};
 pub use ceilings::{Everywhere, f32_peak, int8_peak, read_bandwidth};
 pub use dense::{DenseLayout, DensePanels, FloatPiece, FloatPieces, Floats, linear_dense};
 pub use elementwise::{activate, glu, rope, soft_cap};
@@ -34,4 +37,4 @@ pub use matrix::{Band, Bands, Grid, MatrixMut};
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};
-pub use quantize::{Activations, Piece, quantize_block};
+pub use quantize::{Activations, Piece};

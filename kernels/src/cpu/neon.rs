@@ -439,12 +439,14 @@ impl<D: Dot> Simd for Neon<D> {
     #[inline(always)]
     fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
         let [a, b, c, d] = x.map(|x| halfwords(self, x));
-        let ab: [uint16x8_t; 4] = quarters!(vuzp1q_u16, a, b);
-        let cd: [uint16x8_t; 4] = quarters!(vuzp1q_u16, c, d);
-        let ab: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, ab);
-        let cd: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, cd);
-        let high: [uint8x16_t; 4] = quarters!(vuzp2q_u8, ab, cd);
-        let low: [uint8x16_t; 4] = quarters!(vuzp1q_u8, ab, cd);
+        let quarter = |i: usize| [a[i], b[i], c[i], d[i]];
+        let [first, second, third, fourth] = [quarter(0), quarter(1), quarter(2), quarter(3)];
+        let left: [uint16x8_t; 4] = quarters!(vuzp1q_u16, first, second);
+        let right: [uint16x8_t; 4] = quarters!(vuzp1q_u16, third, fourth);
+        let left: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, left);
+        let right: [uint8x16_t; 4] = quarters!(vreinterpretq_u8_u16, right);
+        let high: [uint8x16_t; 4] = quarters!(vuzp2q_u8, left, right);
+        let low: [uint8x16_t; 4] = quarters!(vuzp1q_u8, left, right);
         [quarters!(vreinterpretq_s32_u8, high), quarters!(vreinterpretq_s32_u8, low)]
     }
 

@@ -270,23 +270,7 @@ impl Kernel for Piece<'_> {
     }
 }
 
-/// Quantises one block of any length to i8, and returns its scale.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn quantize_block(isa: Isa, x: &[f32], q: &mut [u8]) -> f32 {
-    struct Block<'a>(&'a [f32], &'a mut [u8]);
-    impl Kernel for Block<'_> {
-        type Output = f32;
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> f32 {
-            block_of(s, self.0, self.1)
-        }
-    }
-    isa.run(Block(x, q))
-}
-
-/// The contract's `quantize_blocks` of one block.
+/// The contract's `quantize_blocks` of one block of any length; returns its scale.
 #[inline(always)]
 pub(super) fn block_of<S: Simd>(s: S, x: &[f32], q: &mut [u8]) -> f32 {
     assert_eq!(x.len(), q.len(), "a block and its integers");

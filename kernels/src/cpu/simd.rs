@@ -187,18 +187,14 @@ pub(super) trait Simd: Copy {
         wide
     }
 
-    /// Bytes 1 and bytes 0 of the lanes, as two vectors of 64: lane `4l + i` of each has the bytes of lanes `4l` to
-    /// `4l + 3` of `x[i]`. Lanes are below 65536.
+    /// Bytes 1 and bytes 0 of the lanes, as two vectors of 64. Lanes are below 65536.
     #[inline(always)]
     fn byte_slices(self, x: [Self::I; 4]) -> [Self::I; 2] {
         let (mut high, mut low) = ([0; 64], [0; 64]);
-        for (i, x) in x.into_iter().enumerate() {
-            let mut lanes = [0; 16];
-            self.store_i32(x, &mut lanes);
-            for (lane, value) in lanes.into_iter().enumerate() {
-                let at = 16 * (lane / 4) + 4 * i + lane % 4;
-                (high[at], low[at]) = ((value >> 8) as u8, value as u8);
-            }
+        let out = high.as_chunks_mut::<16>().0.iter_mut().zip(low.as_chunks_mut::<16>().0);
+        for (x, (high, low)) in x.into_iter().zip(out) {
+            self.store_low_bytes(self.shr::<8>(x), high);
+            self.store_low_bytes(x, low);
         }
         [self.load_bytes(&high), self.load_bytes(&low)]
     }
