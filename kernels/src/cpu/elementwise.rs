@@ -61,16 +61,29 @@ impl Kernel for Activate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for i in 0..vectors(self.x.len()) {
-            let x = load_at(s, self.x, i);
-            let mut y = match self.activation {
-                Activation::Silu => s.div(x, one_plus_exp_neg(s, x)),
-                Activation::GeluTanh => gelu(s, x),
-            };
+            let mut y = activated(s, load_at(s, self.x, i), self.activation);
             if let Some(up) = self.up {
                 y = s.mul(y, load_at(s, up, i));
             }
             store_at(s, y, self.out, i);
         }
+    }
+}
+
+/// `activation(gate) * up`, element-wise, in place of `gate`, which is as long as `up`.
+#[inline(always)]
+pub(super) fn glu_in_place<S: Simd>(s: S, gate: &mut [f32], up: &[f32], activation: Activation) {
+    for i in 0..vectors(gate.len()) {
+        let y = activated(s, load_at(s, gate, i), activation);
+        store_at(s, s.mul(y, load_at(s, up, i)), gate, i);
+    }
+}
+
+#[inline(always)]
+fn activated<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
+    match activation {
+        Activation::Silu => s.div(x, one_plus_exp_neg(s, x)),
+        Activation::GeluTanh => gelu(s, x),
     }
 }
 

@@ -34,4 +34,4 @@ pub use matrix::{Band, Bands, Grid, MatrixMut};
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};
-pub use quantize::{Activations, Piece, quantize_block};
+pub use quantize::{Activations, Piece, Pieces, Rows, quantize_block};
