@@ -446,13 +446,28 @@ impl<R: RowSource> Kernel for Quantize<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let kind = self.piece.kind;
+    fn run<S: Simd>(self, s: S) {
+        match self.piece.kind {
+            Kind { block: 32, .. } => self.run_blocks::<S, 32, 32>(s),
+            Kind { part: 32, .. } => self.run_blocks::<S, 256, 32>(s),
+            Kind { part: 16, .. } => self.run_blocks::<S, 256, 16>(s),
+            _ => self.run_blocks::<S, 256, 8>(s),
+        }
+    }
+}
+
+impl<R: RowSource> Quantize<'_, R> {
+    #[inline(always)]
+    fn run_blocks<S: Simd, const BLOCK: usize, const PART: usize>(mut self, s: S) {
+        let kind = Kind { block: BLOCK, part: PART, ..self.piece.kind };
+        assert_eq!(kind, self.piece.kind, "blocks of a kind");
+        // What the compiler now knows.
+        self.piece.kind = kind;
         for tile in (Tiles { next: 0, end: self.piece.tokens.len(), widest: self.piece.tile }) {
             for token in 0..tile.1 {
                 let row = self.rows.row(s, tile.0 + token);
-                for (block, x) in row.chunks_exact(kind.block).enumerate() {
-                    quantize_to(s, kind, x, self.piece.block(tile, token, block));
+                for (block, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+                    quantize_to::<S, BLOCK, PART>(s, kind, x, self.piece.block(tile, token, block));
                 }
             }
         }
@@ -461,27 +476,30 @@ impl<R: RowSource> Kernel for Quantize<'_, R> {
 
 /// Quantises one block.
 #[inline(always)]
-fn quantize_to<S: Simd>(s: S, kind: Kind, x: &[f32], out: Block<'_>) {
+fn quantize_to<S: Simd, const BLOCK: usize, const PART: usize>(
+    s: S,
+    kind: Kind,
+    x: &[f32; BLOCK],
+    out: Block<'_>,
+) {
     let (scale, inverse) = scale_of(s, x);
     *out.scale = scale;
-    let parts = x.chunks_exact(kind.part).zip(out.q.chunks_exact_mut(kind.part)).enumerate();
-    for (part, (x, q)) in parts {
-        let sum = match (x.first_chunk(), q.first_chunk_mut()) {
-            (Some(x), Some(q)) if kind.part == 32 => round_32(s, x, inverse, q),
-            _ => {
-                round_all(s, x, inverse, q);
-                sum_bytes(s, q)
-            }
-        };
-        out.bias[part] = kind.zero() - kind.offset * sum;
-        out.sums[part] = sum as i16;
+    let parts = x.as_chunks::<PART>().0.iter().zip(out.q.as_chunks_mut::<PART>().0);
+    for ((x, q), (bias, sums)) in parts.zip(out.bias.iter_mut().zip(out.sums)) {
+        let sum = round_part(s, x, inverse, q);
+        *bias = kind.zero() - kind.offset * sum;
+        *sums = sum as i16;
         *out.float_sums = sum as f32;
     }
 }
 
-/// 32 values times `inverse` as i8, and their sum.
+/// Values times `inverse` as i8, and their sum.
 #[inline(always)]
-fn round_32<S: Simd>(s: S, x: &[f32; 32], inverse: S::F, q: &mut [u8; 32]) -> i32 {
+fn round_part<S: Simd, const PART: usize>(s: S, x: &[f32; PART], inverse: S::F, q: &mut [u8; PART]) -> i32 {
+    if !PART.is_multiple_of(16) {
+        round_all(s, x, inverse, q);
+        return sum_bytes(s, q);
+    }
     let mut sum = s.splat_i32(0);
     for (x, q) in x.as_chunks::<16>().0.iter().zip(q.as_chunks_mut::<16>().0) {
         let rounded = s.round_i32(s.mul(s.load(x), inverse));
