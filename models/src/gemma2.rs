@@ -45,9 +45,9 @@ impl<B: Backend> Layer<B> for Gemma2Layer<B> {
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, step, cache)?;
+        let attended = self.self_attn.forward(self.input_layernorm.of(x), step, cache)?;
         let x = x.add(&self.post_attention_layernorm.forward(&attended)?)?;
-        let fed = self.mlp.forward(&self.pre_feedforward_layernorm.forward(&x)?)?;
+        let fed = self.mlp.forward(self.pre_feedforward_layernorm.of(&x))?;
         x.add(&self.post_feedforward_layernorm.forward(&fed)?)
     }
 }

@@ -35,8 +35,8 @@ impl<B: Backend> Layer<B> for LlamaLayer<B> {
     }
 
     fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, step, cache)?;
+        let attended = self.self_attn.forward(self.input_layernorm.of(x), step, cache)?;
         let x = x.add(&attended)?;
-        x.add(&self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)
+        x.add(&self.mlp.forward(self.post_attention_layernorm.of(&x))?)
     }
 }

@@ -1,8 +1,9 @@
 use std::ops::Range;
 
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, HostTensor,
-    HostWeight, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, UnaryOp, Weight,
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, FeedForward,
+    HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor,
+    UnaryOp, Weight,
 };
 
 /// One operation with its operands.
@@ -59,8 +60,10 @@ pub enum Op {
     Plain,
     /// [`Tensor::linear`].
     Linear,
-    /// [`Tensor::linears`] with all weights.
-    Linears,
+    /// [`Input::linears`] with all weights, of x or of its norm with this `eps`: x, weight of the norm.
+    Linears(Option<f32>),
+    /// [`Input::feed_forward`] with the weights gate, up and down, likewise.
+    FeedForward(Activation, Option<f32>),
     /// [`Tensor::embedding`].
     Embedding,
     /// [`Tensor::rms_norm`] with this `eps`.
@@ -135,7 +138,8 @@ impl Case {
             Op::Scatter => one(scatter(&i[0], &i[1], &i[2])),
             Op::Plain => Ok(parts(backend.plain(&weights[0])?)),
             Op::Linear => one(i[0].linear(&weights[0])),
-            Op::Linears => linears(&i[0], weights),
+            Op::Linears(eps) => linears(input(i, *eps), weights),
+            Op::FeedForward(activation, eps) => one(feed_forward(input(i, *eps), weights, *activation)),
             Op::Embedding => one(i[0].embedding(&weights[0])),
             Op::RmsNorm(eps) => one(i[0].rms_norm(&i[1], *eps)),
             Op::LayerNorm(eps) => one(i[0].layer_norm(&i[1], &i[2], *eps)),
@@ -178,12 +182,26 @@ impl AttentionSteps {
     }
 }
 
+fn input<B: Backend>(inputs: &[Tensor<B>], eps: Option<f32>) -> Input<'_, B> {
+    Input { x: &inputs[0], norm: eps.map(|eps| (&inputs[1], eps)) }
+}
+
+fn feed_forward<B: Backend>(
+    x: Input<'_, B>,
+    weights: &[Weight<B>],
+    activation: Activation,
+) -> Result<Tensor<B>> {
+    let [gate, up, down] = weights else { return Err(Error::shape("feed_forward", "not three weights")) };
+    x.feed_forward(FeedForward { gate, up, down, activation })
+}
+
 /// Layers of one input, as many as the suite has formats of a kind.
-fn linears<B: Backend>(x: &Tensor<B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
-    fn of<const N: usize, B: Backend>(x: &Tensor<B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
+fn linears<B: Backend>(x: Input<'_, B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
+    fn of<const N: usize, B: Backend>(x: Input<'_, B>, weights: &[Weight<B>]) -> Result<Vec<Tensor<B>>> {
         Ok(x.linears::<N>(std::array::from_fn(|i| &weights[i]))?.into())
     }
     match weights.len() {
+        2 => of::<2, B>(x, weights),
         3 => of::<3, B>(x, weights),
         5 => of::<5, B>(x, weights),
         7 => of::<7, B>(x, weights),

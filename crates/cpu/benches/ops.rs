@@ -8,8 +8,8 @@ use std::{hint::black_box, time::Duration};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use samebits_cpu::Cpu;
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, Format, HostWeight, KvCache, KvShape, Tensor, Weight,
-    testing::random_blocks,
+    Activation, AttentionBatch, AttentionParams, FeedForward, Format, HostWeight, Input, KvCache, KvShape,
+    Tensor, Weight, testing::random_blocks,
 };
 
 const FORMATS: [Format; 15] = Format::ALL;
@@ -164,6 +164,28 @@ impl Step {
     }
 }
 
+/// A feed-forward layer of SmolLM2 and of a model of a billion weights, after its norm.
+fn feed_forward(c: &mut Criterion) {
+    let cpu = cpu();
+    let mut group = c.benchmark_group("feed_forward");
+    for (format, hidden, inner) in
+        [(Format::Q4_1, 576, 1536), (Format::Q4_0, 2048, 5632), (Format::Q4K, 2048, 5632)]
+    {
+        let [gate, up] = [(); 2].map(|()| weight(&cpu, format, inner, hidden));
+        let down = weight(&cpu, format, hidden, inner);
+        let norm = values(&cpu, &[hidden]);
+        for m in [1, 16, 512] {
+            let x = values(&cpu, &[m, hidden]);
+            group.throughput(Throughput::Elements((6 * m * hidden * inner) as u64));
+            group.bench_function(BenchmarkId::new(format.name(), format!("{m}x{hidden}x{inner}")), |b| {
+                let layer = FeedForward { gate: &gate, up: &up, down: &down, activation: Activation::Silu };
+                let input = Input { x: &x, norm: Some((&norm, 1e-5)) };
+                b.iter(|| black_box(input).feed_forward(layer).expect("a layer"));
+            });
+        }
+    }
+}
+
 fn rows(c: &mut Criterion) {
     let cpu = cpu();
     let mut group = c.benchmark_group("rows");
@@ -189,6 +211,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    targets = bandwidth, matvec, matmul, attention, rows
+    targets = bandwidth, matvec, matmul, feed_forward, attention, rows
 }
 criterion_main!(benches);

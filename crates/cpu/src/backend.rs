@@ -7,12 +7,12 @@ use samebits_kernels::{
 };
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
-    Error, Format, HostTensor, HostWeight, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor,
-    UnaryOp, Weight,
+    Error, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable,
+    Scalar, Shape, Tensor, UnaryOp, Weight,
 };
 
 use crate::{
-    attention,
+    attention, feed_forward,
     host::elementwise,
     host::{Buffer, host_primitives},
     linear,
@@ -51,7 +51,7 @@ struct Shared {
     /// Where packed weights are.
     arena: Arena,
     store: Store,
-    inputs: linear::Inputs,
+    operands: linear::Operands,
     capabilities: Capabilities,
 }
 
@@ -111,7 +111,7 @@ impl Builder {
                 memory: Memory::pooled(),
                 arena: Arena::default(),
                 store: Store::default(),
-                inputs: linear::Inputs::default(),
+                operands: linear::Operands::default(),
                 capabilities,
             }),
         })
@@ -155,8 +155,8 @@ impl Cpu {
     }
 
     /// Quantised activations of steps before, whose memory is used again.
-    pub(crate) fn inputs(&self) -> &linear::Inputs {
-        &self.shared.inputs
+    pub(crate) fn operands(&self) -> &linear::Operands {
+        &self.shared.operands
     }
 
     /// A tensor of this backend.
@@ -164,14 +164,19 @@ impl Cpu {
         Tensor::from_data(self, shape, DType::F32, values.into())
     }
 
-    /// Fills a tensor like `x`, whole rows of `n` values at a time: `run` is given where a piece starts and the piece.
+    /// Fills a tensor like `x`, as [`Self::rows`] does.
     fn in_rows(&self, x: &Tensor<Self>, n: usize, run: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<Self> {
-        let mut out = self.memory().elements(x.shape().elements());
+        self.tensor(x.shape(), self.rows(x.shape().elements(), n, run))
+    }
+
+    /// `len` values, filled whole rows of `n` values at a time: `run` is given where a piece starts and the piece.
+    pub(crate) fn rows(&self, len: usize, n: usize, run: impl Fn(usize, &mut [f32]) + Sync) -> Elements<f32> {
+        let mut out = self.memory().elements(len);
         if !out.is_empty() {
-            let piece = CHUNK.max(out.len().div_ceil(4 * self.threads().count())).next_multiple_of(n);
+            let piece = CHUNK.max(len.div_ceil(4 * self.threads().count())).next_multiple_of(n);
             self.threads().each(Chunks::new(out.as_mut_slice(), piece), |i, out| run(i * piece, out));
         }
-        self.tensor(x.shape(), out)
+        out
     }
 }
 
@@ -216,16 +221,20 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
-        let [y] = linear::linears(self, x, [weight.packed()])?;
+        let [y] = linear::linears(self, x.into(), [weight.packed()])?;
         Ok(y)
     }
 
     fn linears<const N: usize>(
         &self,
-        x: &Tensor<Self>,
+        x: Input<'_, Self>,
         weights: [&Weight<Self>; N],
     ) -> Result<[Tensor<Self>; N]> {
         linear::linears(self, x, weights.map(Weight::packed))
+    }
+
+    fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
+        feed_forward::feed_forward(self, x, layer)
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

@@ -7,6 +7,7 @@
 
 mod attention;
 mod backend;
+mod feed_forward;
 mod host;
 mod linear;
 mod memory;

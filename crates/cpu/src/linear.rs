@@ -1,6 +1,7 @@
 //! Linear layers and embeddings: which rows of which weight each thread computes.
 
 use std::{
+    cell::Cell,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
@@ -8,13 +9,18 @@ use std::{
 use bytemuck::pod_collect_to_vec;
 use half::{bf16, f16};
 use samebits_kernels::{
-    cpu::{Activations, Bands, Floats, LANES, MatrixMut, linear_blocks, linear_dense},
+    cpu::{Activations, Bands, Floats, Isa, LANES, MatrixMut, Piece, linear_blocks, linear_dense, rms_norm},
     parts::Chunks,
 };
-use samebits_tensor::{DType, Error, Format, FormatKind, PlainRowMut, PlainWeight, Result, Tensor};
+use samebits_tensor::{DType, Error, Format, FormatKind, Input, PlainRowMut, PlainWeight, Result, Tensor};
 use smallvec::SmallVec;
 
-use crate::{Buffer, Cpu, backend::check_indices, memory::Memory, packed::PackedWeight};
+use crate::{
+    Buffer, Cpu,
+    backend::check_indices,
+    memory::{Elements, Memory},
+    packed::PackedWeight,
+};
 
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
@@ -31,24 +37,26 @@ const TASK_VALUES: usize = 1 << 14;
 /// Rows of an embedding in a task.
 const ROWS: usize = 16;
 
-/// `x [m, k]` times the transpose of each weight, as `[m, rows]` each.
+/// An input `[m, k]` times the transpose of each weight, as `[m, rows]` each.
 pub(crate) fn linears<const N: usize>(
     cpu: &Cpu,
-    x: &Tensor<Cpu>,
+    x: Input<'_, Cpu>,
     weights: [&PackedWeight; N],
 ) -> Result<[Tensor<Cpu>; N]> {
-    let (m, k) = (x.dims()[0], x.dims()[1]);
-    if k == 0 {
-        return Err(Error::shape("dot", "an empty contraction"));
-    }
-    let values = x.data().f32("linear")?;
-    let mut inputs = SmallVec::<[Input; 2]>::new();
-    let served = weights.map(|weight| {
-        inputs.iter().position(|input| input.serves(weight.format())).unwrap_or_else(|| {
-            inputs.push(cpu.inputs().of(cpu, values, m, k, weight.format()));
-            inputs.len() - 1
-        })
-    });
+    let x = Rows::of(x)?;
+    let (operands, served) = x.operands(cpu, weights);
+    let products = products(cpu, x.m, weights, served.map(|served| &operands[served]));
+    cpu.operands().give(operands);
+    Ok(products)
+}
+
+/// The rows of each operand times the transpose of its weight.
+pub(crate) fn products<const N: usize>(
+    cpu: &Cpu,
+    m: usize,
+    weights: [&PackedWeight; N],
+    operands: [&Operand; N],
+) -> [Tensor<Cpu>; N] {
     let mut outs = weights.map(|weight| cpu.memory().elements(m * weight.rows()));
     let (share, mut each) = (share(cpu, &weights, m), weights.iter());
     let mut matrices = outs.each_mut().map(|out| {
@@ -56,20 +64,18 @@ pub(crate) fn linears<const N: usize>(
         (MatrixMut::new(out.as_mut_slice(), m, weight.rows()), LANES * panels(weight, share, m))
     });
     cpu.threads().each(Bands::new(&mut matrices), |_, band| {
-        let (weight, input) = (weights[band.matrix], &inputs[served[band.matrix]]);
         let panels = band.cols.start / LANES..band.cols.end.div_ceil(LANES);
-        input.times(cpu, weight, panels, band.out);
+        operands[band.matrix].times(cpu, weights[band.matrix], panels, band.out);
     });
-    cpu.inputs().give(inputs);
     let mut each = weights.iter();
-    Ok(outs.map(|out| {
+    outs.map(|out| {
         let weight = each.next().expect("a weight for each result");
         cpu.tensor([m, weight.rows()], out)
-    }))
+    })
 }
 
 /// Bytes of weights of a task.
-fn share(cpu: &Cpu, weights: &[&PackedWeight], m: usize) -> usize {
+pub(crate) fn share(cpu: &Cpu, weights: &[&PackedWeight], m: usize) -> usize {
     let total: usize = weights.iter().map(|weight| weight.bytes()).sum();
     match cpu.threads().count() {
         1 => usize::MAX,
@@ -83,41 +89,115 @@ fn panels(weight: &PackedWeight, share: usize, m: usize) -> usize {
     if m < PANELS { panels } else { panels.next_multiple_of(PANELS) }
 }
 
-/// Inputs whose memory waits for the next layer.
-#[derive(Default)]
-pub(crate) struct Inputs {
-    spare: Mutex<Vec<Input>>,
+/// The values of an [`Input`].
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) m: usize,
+    k: usize,
+    x: &'a [f32],
+    norm: Option<(&'a [f32], f32)>,
 }
 
-/// One activation, quantised or rounded for a kind of weight.
-struct Input {
+impl<'a> Rows<'a> {
+    pub(crate) fn of(input: Input<'a, Cpu>) -> Result<Self> {
+        let op = "linear";
+        let (m, k) = (input.x.dims()[0], input.x.dims()[1]);
+        if k == 0 {
+            return Err(Error::shape("dot", "an empty contraction"));
+        }
+        let norm = match input.norm {
+            Some((weight, eps)) => Some((weight.data().f32(op)?, eps)),
+            None => None,
+        };
+        Ok(Rows { m, k, x: input.x.data().f32(op)?, norm })
+    }
+
+    /// What the weights are multiplied with, and which of it each.
+    pub(crate) fn operands<const N: usize>(
+        self,
+        cpu: &Cpu,
+        weights: [&PackedWeight; N],
+    ) -> (SmallVec<[Operand; 2]>, [usize; N]) {
+        let mut operands = SmallVec::<[Operand; 2]>::new();
+        let served = weights.map(|weight| {
+            let format = weight.format();
+            operands.iter().position(|operand| operand.serves(format)).unwrap_or_else(|| {
+                operands.push(self.operand(cpu, format));
+                operands.len() - 1
+            })
+        });
+        (operands, served)
+    }
+
+    fn operand(self, cpu: &Cpu, format: Format) -> Operand {
+        let mut operand = cpu.operands().take(cpu, self.m, self.k, format);
+        let tokens = (TASK_VALUES / self.k).max(self.m.div_ceil(4 * cpu.threads().count()));
+        if format.is_quantized() {
+            cpu.threads()
+                .each(operand.blocks.pieces(tokens, self.k), |_, piece| self.quantize(cpu.isa(), piece));
+        } else {
+            let normed = self.normed(cpu);
+            let x = normed.as_deref().unwrap_or(self.x);
+            cpu.threads().each(operand.floats.pieces(x, tokens), |_, piece| piece.round(cpu.isa()));
+        }
+        operand
+    }
+
+    fn quantize(self, isa: Isa, piece: Piece<'_>) {
+        let (start, end) = (piece.tokens().start * self.k, piece.tokens().end * self.k);
+        let x = &self.x[start..end];
+        match self.norm {
+            None => piece.quantize(isa, x),
+            Some((weight, eps)) => {
+                with_scratch(self.k, |row| piece.quantize_normed(isa, x, weight, eps, row));
+            }
+        }
+    }
+
+    /// The rows after the norm, if there is one.
+    fn normed(self, cpu: &Cpu) -> Option<Elements<f32>> {
+        self.norm.map(|(weight, eps)| {
+            cpu.rows(self.x.len(), self.k, |at, out| {
+                rms_norm(cpu.isa(), &self.x[at..at + out.len()], weight, eps, out);
+            })
+        })
+    }
+}
+
+/// Operands whose memory waits for the next layer.
+#[derive(Default)]
+pub(crate) struct Operands {
+    spare: Mutex<Vec<Operand>>,
+}
+
+/// One activation `[m, k]`, quantised or rounded for a kind of weight.
+pub(crate) struct Operand {
     format: Format,
-    blocks: Activations,
+    pub(crate) blocks: Activations,
     floats: Floats,
 }
 
-impl Inputs {
-    fn of(&self, cpu: &Cpu, x: &[f32], m: usize, k: usize, format: Format) -> Input {
+impl Operands {
+    /// Room for an activation for weights of a format.
+    pub(crate) fn take(&self, cpu: &Cpu, m: usize, k: usize, format: Format) -> Operand {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut input = spare.unwrap_or(Input { format, blocks: Activations::new(), floats: Floats::new() });
-        input.format = format;
-        let tokens = (TASK_VALUES / k).max(m.div_ceil(4 * cpu.threads().count()));
+        let mut operand =
+            spare.unwrap_or(Operand { format, blocks: Activations::new(), floats: Floats::new() });
+        operand.format = format;
         if format.is_quantized() {
-            input.blocks.reset(cpu.isa(), m, k, format);
-            cpu.threads().each(input.blocks.pieces(x, tokens), |_, piece| piece.quantize(cpu.isa()));
+            operand.blocks.reset(cpu.isa(), m, k, format);
         } else {
-            input.floats.reset(cpu.isa(), m, k, format);
-            cpu.threads().each(input.floats.pieces(x, tokens), |_, piece| piece.round(cpu.isa()));
+            operand.floats.reset(cpu.isa(), m, k, format);
         }
-        input
+        operand
     }
 
-    fn give(&self, inputs: impl IntoIterator<Item = Input>) {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(inputs);
+    pub(crate) fn give(&self, operands: impl IntoIterator<Item = Operand>) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).extend(operands);
     }
 }
 
-impl Input {
+impl Operand {
     fn serves(&self, format: Format) -> bool {
         if self.format.is_quantized() { self.blocks.serve(format) } else { self.format == format }
     }
@@ -125,11 +205,23 @@ impl Input {
     /// The columns of the product that some panels give.
     fn times(&self, cpu: &Cpu, weight: &PackedWeight, panels: Range<usize>, out: MatrixMut<'_>) {
         if self.format.is_quantized() {
-            linear_blocks(cpu.isa(), &weight.layout(), weight.panel_range(panels), &self.blocks, out);
+            linear_blocks(cpu.isa(), &weight.layout(), weight.panel_range(panels), self.blocks.all(), out);
         } else {
             linear_dense(cpu.isa(), weight.dense(panels), &self.floats, out);
         }
     }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Runs `run` with `len` values of the thread's own, which are kept for the next call.
+pub(crate) fn with_scratch(len: usize, run: impl FnOnce(&mut [f32])) {
+    let mut scratch = SCRATCH.take();
+    scratch.resize(scratch.len().max(len), 0.0);
+    run(&mut scratch[..len]);
+    SCRATCH.set(scratch);
 }
 
 /// The contract's view of a packed weight.

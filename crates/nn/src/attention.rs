@@ -1,4 +1,4 @@
-use samebits_tensor::{AttentionParams, Backend, KvCache, Result, RopeTable, Tensor};
+use samebits_tensor::{AttentionParams, Backend, Input, KvCache, Result, RopeTable, Tensor};
 
 use crate::{Config, Linear, Loader, RmsNorm, Step, loader};
 
@@ -74,8 +74,8 @@ impl<B: Backend> Attention<B> {
     }
 
     /// `x [t, hidden_size]` to the same shape; the tokens' keys and values go to the cache first.
-    pub fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
-        let t = x.dims()[0];
+    pub fn forward(&self, x: Input<'_, B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
+        let t = x.x.dims()[0];
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
         let heads = |x: Tensor<B>| x.reshape([t, x.dims()[1] / self.head_dim, self.head_dim]);
         let (mut q, mut k, v) = (heads(q)?, heads(k)?, heads(v)?);

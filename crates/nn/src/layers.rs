@@ -1,4 +1,4 @@
-use samebits_tensor::{Activation, Backend, Result, Tensor, Weight, try_map};
+use samebits_tensor::{Activation, Backend, FeedForward, Input, Result, Tensor, Weight, try_map};
 
 use crate::{Loader, loader};
 
@@ -18,7 +18,7 @@ impl<B: Backend> Linear<B> {
     }
 
     /// Several layers of one input `[m, in]`.
-    pub fn forward_all<const N: usize>(layers: [&Self; N], x: &Tensor<B>) -> Result<[Tensor<B>; N]> {
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Input<'_, B>) -> Result<[Tensor<B>; N]> {
         let mut outputs = x.linears(layers.map(|layer| &layer.weight))?.into_iter();
         try_map(layers, |layer| layer.add_bias(outputs.next().expect("an output for each layer")))
     }
@@ -65,6 +65,11 @@ impl<B: Backend> RmsNorm<B> {
         x.rms_norm(&self.weight, self.eps)
     }
 
+    /// The normalised rows of `x [m, n]` as the input of layers, which may normalise as they read.
+    pub fn of<'a>(&'a self, x: &'a Tensor<B>) -> Input<'a, B> {
+        Input { x, norm: Some((&self.weight, self.eps)) }
+    }
+
     /// Normalises each head of `x [t, heads, n]`.
     pub fn forward_heads(&self, x: &Tensor<B>) -> Result<Tensor<B>> {
         let &[t, heads, n] = x.dims() else { return self.forward(x) };
@@ -99,8 +104,14 @@ impl<B: Backend> Mlp<B> {
     }
 
     /// `x [t, hidden_size]` to the same shape.
-    pub fn forward(&self, x: &Tensor<B>) -> Result<Tensor<B>> {
-        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x)?;
-        self.down_proj.forward(&gate.glu(&up, self.activation)?)
+    pub fn forward(&self, x: Input<'_, B>) -> Result<Tensor<B>> {
+        let Mlp { gate_proj: gate, up_proj: up, down_proj: down, activation } = self;
+        if gate.bias.is_none() && up.bias.is_none() {
+            let (gate, up, activation) = (&gate.weight, &up.weight, *activation);
+            let y = x.feed_forward(FeedForward { gate, up, down: &down.weight, activation })?;
+            return down.add_bias(y);
+        }
+        let [gate, up] = Linear::forward_all([gate, up], x)?;
+        down.forward(&gate.glu(&up, *activation)?)
     }
 }

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionBatch, AttentionParams, DType, Format, HostTensor, HostWeight, KvCache, PlainWeight,
-    Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
+    Activation, AttentionBatch, AttentionParams, DType, FeedForward, Format, HostTensor, HostWeight, Input,
+    KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
 };
 
 /// What a device is and what it takes. What is absent here is refused, never degraded.
@@ -187,13 +187,18 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
         decompose::linear(x, &self.plain(weight)?)
     }
-    /// Several linear layers of one input, whose activation a backend may quantise once.
+    /// Several linear layers of one input, which a backend may quantise once.
     fn linears<const N: usize>(
         &self,
-        x: &Tensor<Self>,
+        x: Input<'_, Self>,
         weights: [&Weight<Self>; N],
     ) -> Result<[Tensor<Self>; N]> {
-        try_map(weights, |weight| self.linear(x, weight))
+        let x = x.rows()?;
+        try_map(weights, |weight| self.linear(&x, weight))
+    }
+    /// Gated feed-forward layer of `x [m, k]`, as `[m, n]`. See [`decompose::feed_forward`].
+    fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
+        decompose::feed_forward(x, layer)
     }
     /// Rows of a weight `[n, k]` at `ids [t]`, dequantised to f32 `[t, k]`. See [`decompose::embedding`].
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

@@ -17,6 +17,46 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// What linear layers are given: the rows of a matrix `[m, k]`, perhaps normalised first.
+pub struct Input<'a, B: Backend> {
+    /// f32 `[m, k]`.
+    pub x: &'a Tensor<B>,
+    /// Weight `[k]` and `eps` of the root-mean-square norm that comes before.
+    pub norm: Option<(&'a Tensor<B>, f32)>,
+}
+
+impl<B: Backend> Copy for Input<'_, B> {}
+impl<B: Backend> Clone for Input<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<'a, B: Backend> From<&'a Tensor<B>> for Input<'a, B> {
+    fn from(x: &'a Tensor<B>) -> Self {
+        Input { x, norm: None }
+    }
+}
+
+/// A gated feed-forward layer: `down(activation(gate(x)) * up(x))`.
+pub struct FeedForward<'a, B: Backend> {
+    /// `[inner, k]`.
+    pub gate: &'a Weight<B>,
+    /// `[inner, k]`.
+    pub up: &'a Weight<B>,
+    /// `[n, inner]`.
+    pub down: &'a Weight<B>,
+    /// Activation of the gate.
+    pub activation: Activation,
+}
+
+impl<B: Backend> Copy for FeedForward<'_, B> {}
+impl<B: Backend> Clone for FeedForward<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
 /// Cosines and sines of rotary embedding, by position: f32 `[positions, rotary_dim / 2]` each.
 #[derive(Clone)]
 pub struct RopeTable<B: Backend> {
@@ -140,17 +180,46 @@ pub struct AttentionParams {
     pub soft_cap: Option<f32>,
 }
 
+impl<B: Backend> Input<'_, B> {
+    /// The normalised rows `[m, k]`.
+    pub fn rows(self) -> Result<Tensor<B>> {
+        match self.norm {
+            Some((weight, eps)) => self.x.rms_norm(weight, eps),
+            None => Ok(self.x.clone()),
+        }
+    }
+
+    /// Several linear layers of this input, as f32 `[m, n]` each.
+    pub fn linears<const N: usize>(self, weights: [&Weight<B>; N]) -> Result<[Tensor<B>; N]> {
+        self.expect_input_of(&weights)?;
+        self.x.backend().linears(self, weights)
+    }
+
+    /// A gated feed-forward layer of this input, as f32 `[m, n]`.
+    pub fn feed_forward(self, layer: FeedForward<'_, B>) -> Result<Tensor<B>> {
+        let FeedForward { gate, up, down, .. } = layer;
+        self.expect_input_of(&[gate, up])?;
+        let fits = gate.rows() == up.rows() && gate.rows() == down.cols();
+        check(fits, "feed_forward", || {
+            format!("gate of {} rows, up of {}, down of {} columns", gate.rows(), up.rows(), down.cols())
+        })?;
+        self.x.backend().feed_forward(self, layer)
+    }
+
+    fn expect_input_of(self, weights: &[&Weight<B>]) -> Result<()> {
+        weights.iter().try_for_each(|weight| self.x.expect_input_of(weight))?;
+        match self.norm {
+            Some((weight, eps)) => self.x.expect_norm("rms_norm", weight, eps),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<B: Backend> Tensor<B> {
     /// `self [m, k]` times the transpose of `weight [n, k]`, as f32 `[m, n]`.
     pub fn linear(&self, weight: &Weight<B>) -> Result<Tensor<B>> {
         self.expect_input_of(weight)?;
         self.backend().linear(self, weight)
-    }
-
-    /// Several linear layers of this input.
-    pub fn linears<const N: usize>(&self, weights: [&Weight<B>; N]) -> Result<[Tensor<B>; N]> {
-        weights.iter().try_for_each(|weight| self.expect_input_of(weight))?;
-        self.backend().linears(self, weights)
     }
 
     /// Rows of `weight [n, k]` at these ids (i32 `[t]`), as f32 `[t, k]`.
@@ -162,8 +231,7 @@ impl<B: Backend> Tensor<B> {
 
     /// Root-mean-square norm of the rows of `self [m, n]` with `weight [n]`.
     pub fn rms_norm(&self, weight: &Tensor<B>, eps: f32) -> Result<Tensor<B>> {
-        self.expect_rows("rms_norm", &[weight])?;
-        expect_eps("rms_norm", eps)?;
+        self.expect_norm("rms_norm", weight, eps)?;
         self.backend().rms_norm(self, weight, eps)
     }
 
@@ -252,6 +320,11 @@ impl<B: Backend> Tensor<B> {
         check(fits, "linear", || {
             format!("x {} with weight {} [{}, {}]", self.shape(), weight.name(), weight.rows(), weight.cols())
         })
+    }
+
+    fn expect_norm(&self, op: &'static str, weight: &Tensor<B>, eps: f32) -> Result<()> {
+        self.expect_rows(op, &[weight])?;
+        expect_eps(op, eps)
     }
 
     fn expect_rows(&self, op: &'static str, vectors: &[&Tensor<B>]) -> Result<()> {

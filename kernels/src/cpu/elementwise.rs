@@ -61,16 +61,38 @@ impl Kernel for Activate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for i in 0..vectors(self.x.len()) {
-            let x = load_at(s, self.x, i);
-            let mut y = match self.activation {
-                Activation::Silu => s.div(x, one_plus_exp_neg(s, x)),
-                Activation::GeluTanh => gelu(s, x),
-            };
+            let mut y = activated(s, load_at(s, self.x, i), self.activation);
             if let Some(up) = self.up {
                 y = s.mul(y, load_at(s, up, i));
             }
             store_at(s, y, self.out, i);
         }
+    }
+}
+
+/// `activation(gate) * up`, element-wise, in place of `gate`; both are whole vectors.
+#[inline(always)]
+pub(super) fn glu_in_place<S: Simd>(s: S, gate: &mut [f32], up: &[f32], activation: Activation) {
+    let (gate, up) = (gate.as_chunks_mut::<16>().0, up.as_chunks::<16>().0);
+    match activation {
+        Activation::Silu => {
+            for (gate, up) in gate.iter_mut().zip(up) {
+                s.store(s.mul(silu(s, s.load(gate)), s.load(up)), gate);
+            }
+        }
+        Activation::GeluTanh => {
+            for (gate, up) in gate.iter_mut().zip(up) {
+                s.store(s.mul(gelu(s, s.load(gate)), s.load(up)), gate);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn activated<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
+    match activation {
+        Activation::Silu => silu(s, x),
+        Activation::GeluTanh => gelu(s, x),
     }
 }
 
@@ -186,6 +208,12 @@ fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
 #[inline(always)]
 fn one_plus_exp_neg<S: Simd>(s: S, x: S::F) -> S::F {
     s.add(exp(s, s.neg(x)), s.splat(1.0))
+}
+
+/// `x / (1 + exp(-x))`.
+#[inline(always)]
+fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    s.div(x, one_plus_exp_neg(s, x))
 }
 
 /// `x * sigmoid(GELU_SCALE * (x + GELU_CUBIC * x^3))`.

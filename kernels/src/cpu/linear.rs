@@ -12,7 +12,7 @@ use super::{
     isa::{Isa, Kernel},
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
-    quantize::{Activations, Tile},
+    quantize::{Rows, Tile},
     simd::{Simd, ZERO, ZERO_BITS, prefetch, prefetch_far, prefetch_near},
 };
 
@@ -21,7 +21,7 @@ use super::{
 ///
 /// # Panics
 /// If the activations are not for the layout, or a size does not fit.
-pub fn linear_blocks(isa: Isa, layout: &PanelLayout, panels: &[u8], x: &Activations, out: MatrixMut<'_>) {
+pub fn linear_blocks(isa: Isa, layout: &PanelLayout, panels: &[u8], x: Rows<'_>, out: MatrixMut<'_>) {
     let fits = x.serve(layout.format()) && x.cols() == layout.cols() && out.rows() == x.tokens();
     assert!(fits, "activations for {layout:?}");
     assert_eq!(panels.len(), out.cols().div_ceil(LANES) * layout.bytes(), "panels of {layout:?}");
@@ -49,7 +49,7 @@ pub fn linear_blocks(isa: Isa, layout: &PanelLayout, panels: &[u8], x: &Activati
 struct Task<'a> {
     layout: &'a PanelLayout,
     panels: &'a [u8],
-    x: &'a Activations,
+    x: Rows<'a>,
     out: MatrixMut<'a>,
 }
 

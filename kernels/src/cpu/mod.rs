@@ -37,4 +37,4 @@ pub use matrix::{Band, Bands, Grid, MatrixMut};
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};
-pub use quantize::{Activations, Piece};
+pub use quantize::{Activations, Piece, Pieces, Rows};

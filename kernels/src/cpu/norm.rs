@@ -49,12 +49,23 @@ impl Kernel for RmsNorm<'_> {
         let n = self.weight.len();
         assert_eq!(self.x.len(), self.out.len(), "rows of a norm");
         for (x, out) in self.x.chunks_exact(n).zip(self.out.chunks_exact_mut(n)) {
-            let r = s.splat(reciprocal_root(s, x, self.eps));
-            for i in 0..vectors(n) {
-                let scaled = s.mul(load_at(s, x, i), r);
-                store_at(s, s.mul(scaled, load_at(s, self.weight, i)), out, i);
-            }
+            rms_norm_row(s, x, self.weight, self.eps, out);
         }
+    }
+}
+
+/// [`rms_norm`] of one row.
+#[inline(always)]
+pub(super) fn rms_norm_row<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let r = s.splat(reciprocal_root(s, x, eps));
+    let whole = weight.len() / 16;
+    let pairs = x.as_chunks::<16>().0.iter().zip(weight.as_chunks::<16>().0);
+    for ((x, weight), out) in pairs.zip(out.as_chunks_mut::<16>().0) {
+        s.store(s.mul(s.mul(s.load(x), r), s.load(weight)), out);
+    }
+    for i in whole..vectors(weight.len()) {
+        let scaled = s.mul(load_at(s, x, i), r);
+        store_at(s, s.mul(scaled, load_at(s, weight, i)), out, i);
     }
 }
 

@@ -1,17 +1,21 @@
 //! Quantised activations, in the order in which linear layers read them.
 
+use std::{marker::PhantomData, ops::Range, slice};
+
 use samebits_tensor::{
-    Format, FormatKind,
+    Activation, Format, FormatKind,
     contract::{Q8_MAX, Q8_MAX_RECIPROCAL, TINY},
 };
 
 use super::{
     codec::Codec,
+    elementwise::glu_in_place,
     isa::{Isa, Kernel},
+    norm::rms_norm_row,
     panel::with_codec,
     simd::{Simd, ZERO_BITS},
 };
-use crate::parts::{Chunks, Parts};
+use crate::parts::Parts;
 
 /// What the formats that can share quantised activations have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,24 +111,35 @@ impl Activations {
         grow(&mut self.sums, m * k / kind.part);
     }
 
-    /// Pieces of about `tokens` tokens with their rows of `x [m, k]`, to be quantised in any order.
-    ///
-    /// # Panics
-    /// If `x` is not as long, or has no columns.
-    pub fn pieces<'a>(&'a mut self, x: &'a [f32], tokens: usize) -> Pieces<'a> {
-        let Activations { kind, m, k, tile, .. } = *self;
-        assert!(x.len() == m * k && k > 0, "activations [{m}, {k}]");
-        // A piece is whole tiles, so that it is laid out as a matrix of its own.
-        let tokens = tokens.max(1).next_multiple_of(tile);
-        let (blocks, parts) = (k / kind.block, k / kind.part);
-        let out = (
-            Chunks::new(&mut self.q[..m * k], tokens * k),
-            Chunks::new(&mut self.scale[..m * blocks], tokens * blocks),
-            Chunks::new(&mut self.float_sums[..m * blocks], tokens * blocks),
-            Chunks::new(&mut self.bias[..m * parts], tokens * parts),
-            Chunks::new(&mut self.sums[..m * parts], tokens * parts),
-        );
-        Pieces { kind, k, tile, tokens, x, out }
+    /// Boxes of about `tokens` tokens by `cols` columns, or a few more, to be quantised in any order. They are numbered down
+    /// the tokens of the first columns, then down those of the next.
+    pub fn pieces(&mut self, tokens: usize, cols: usize) -> Pieces<'_> {
+        let (m, blocks) = (self.m, self.k / self.kind.block);
+        Pieces {
+            // A piece is whole tiles, so that it is laid out as a matrix of its own.
+            tokens: tokens.max(1).next_multiple_of(self.tile),
+            blocks: cols.div_ceil(self.kind.block).max(1),
+            whole: Piece {
+                kind: self.kind,
+                tile: self.tile,
+                across: blocks,
+                tokens: 0..m,
+                blocks: 0..blocks,
+                at: self.pointers(),
+            },
+        }
+    }
+
+    fn pointers(&mut self) -> Pointers<'_> {
+        let (blocks, parts) = (self.m * self.k / self.kind.block, self.m * self.k / self.kind.part);
+        Pointers {
+            q: self.q[..self.m * self.k].as_mut_ptr(),
+            scale: self.scale[..blocks].as_mut_ptr(),
+            float_sums: self.float_sums[..blocks].as_mut_ptr(),
+            bias: self.bias[..parts].as_mut_ptr(),
+            sums: self.sums[..parts].as_mut_ptr(),
+            owner: PhantomData,
+        }
     }
 
     /// Whether these serve a weight of `format` too.
@@ -132,33 +147,65 @@ impl Activations {
         format.is_quantized() && self.kind == Kind::of(format)
     }
 
+    /// All tokens.
+    pub fn all(&self) -> Rows<'_> {
+        self.rows(0..self.m)
+    }
+
+    /// Some tokens: whole tiles from the start of one on, as many tokens as a piece has.
+    ///
+    /// # Panics
+    /// If they do not start with a tile, or end before one does.
+    pub fn rows(&self, tokens: Range<usize>) -> Rows<'_> {
+        let whole = |token: usize| token == self.m || token.is_multiple_of(self.tile);
+        assert!(whole(tokens.start) && whole(tokens.end), "tiles of tokens {tokens:?}");
+        Rows { activations: self, tokens }
+    }
+}
+
+/// Some tokens of [`Activations`].
+#[derive(Clone)]
+pub struct Rows<'a> {
+    activations: &'a Activations,
+    tokens: Range<usize>,
+}
+
+impl<'a> Rows<'a> {
+    /// Whether these serve a weight of `format` too.
+    pub fn serve(&self, format: Format) -> bool {
+        self.activations.serve(format)
+    }
+
     /// Tokens.
     pub fn tokens(&self) -> usize {
-        self.m
+        self.tokens.len()
     }
 
     /// Columns.
     pub fn cols(&self) -> usize {
-        self.k
+        self.activations.k
     }
 
     /// First token and width of each tile from token `start` on.
     #[inline(always)]
     pub(super) fn tiles_from(&self, start: usize) -> Tiles {
-        Tiles { next: start, end: self.m, widest: self.tile }
+        Tiles { next: start, end: self.tokens.len(), widest: self.activations.tile }
     }
 
     /// The tile of `width` tokens from `start` on.
     #[inline(always)]
-    pub(super) fn tile(&self, start: usize, width: usize) -> Tile<'_> {
+    pub(super) fn tile(&self, start: usize, width: usize) -> Tile<'a> {
+        let Activations { kind, k, ref q, ref scale, ref float_sums, ref bias, ref sums, .. } =
+            *self.activations;
+        let start = self.tokens.start + start;
         let part = |per_token: usize| start * per_token..(start + width) * per_token;
-        let (blocks, parts) = (part(self.k / self.kind.block), part(self.k / self.kind.part));
+        let (blocks, parts) = (part(k / kind.block), part(k / kind.part));
         Tile {
-            q: &self.q[part(self.k)],
-            scale: &self.scale[blocks.clone()],
-            float_sums: &self.float_sums[blocks],
-            bias: &self.bias[parts.clone()],
-            sums: &self.sums[parts],
+            q: &q[part(k)],
+            scale: &scale[blocks.clone()],
+            float_sums: &float_sums[blocks],
+            bias: &bias[parts.clone()],
+            sums: &sums[parts],
         }
     }
 }
@@ -194,90 +241,298 @@ fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
     }
 }
 
-/// [`Activations`] in pieces of whole tiles.
-pub struct Pieces<'a> {
-    kind: Kind,
-    k: usize,
-    tile: usize,
-    tokens: usize,
-    x: &'a [f32],
-    out: Out<'a>,
+/// Where the parts of [`Activations`] are.
+#[derive(Clone, Copy)]
+struct Pointers<'a> {
+    q: *mut u8,
+    scale: *mut f32,
+    float_sums: *mut f32,
+    bias: *mut i32,
+    sums: *mut i16,
+    owner: PhantomData<&'a mut Activations>,
 }
 
-/// The parts of [`Activations`]: `q`, `scale`, `float_sums`, `bias` and `sums`.
-type Out<'a> = (Chunks<'a, u8>, Chunks<'a, f32>, Chunks<'a, f32>, Chunks<'a, i32>, Chunks<'a, i16>);
-
-// SAFETY: the parts of each are disjoint.
-unsafe impl<'a> Parts for Pieces<'a> {
-    type Part = Piece<'a>;
-
-    fn count(&self) -> usize {
-        self.out.count()
-    }
-
-    unsafe fn part(&self, i: usize) -> Piece<'a> {
-        let Pieces { kind, k, tile, tokens, x, .. } = *self;
-        let rows = i * tokens * k..((i + 1) * tokens * k).min(x.len());
-        // SAFETY: as the caller promises.
-        let (q, scale, float_sums, bias, sums) = unsafe { self.out.part(i) };
-        Piece { kind, k, tile, x: &x[rows], q, scale, float_sums, bias, sums }
-    }
-}
-
-/// Some tokens of [`Activations`], and the rows that they come from.
-pub struct Piece<'a> {
-    kind: Kind,
-    k: usize,
-    tile: usize,
-    x: &'a [f32],
+/// One block of a token.
+struct Block<'a> {
     q: &'a mut [u8],
-    scale: &'a mut [f32],
-    float_sums: &'a mut [f32],
+    scale: &'a mut f32,
+    float_sums: &'a mut f32,
     bias: &'a mut [i32],
     sums: &'a mut [i16],
 }
 
-impl Piece<'_> {
-    /// Quantises the rows.
-    pub fn quantize(self, isa: Isa) {
-        isa.run(self);
+impl<'a> Pointers<'a> {
+    /// Block `at` in the order of memory.
+    ///
+    /// # Safety
+    /// The activations are of this kind and have such a block, which nobody else reaches while the result is used.
+    #[inline(always)]
+    unsafe fn block(self, kind: Kind, at: usize) -> Block<'a> {
+        let parts = kind.block / kind.part;
+        // SAFETY: as the caller promises, all parts of the block are inside, and no other reference to them is used.
+        unsafe {
+            Block {
+                q: slice::from_raw_parts_mut(self.q.add(at * kind.block), kind.block),
+                scale: &mut *self.scale.add(at),
+                float_sums: &mut *self.float_sums.add(at),
+                bias: slice::from_raw_parts_mut(self.bias.add(at * parts), parts),
+                sums: slice::from_raw_parts_mut(self.sums.add(at * parts), parts),
+            }
+        }
     }
 }
 
-impl Kernel for Piece<'_> {
+/// [`Activations`] in boxes of whole tiles of tokens and whole blocks of columns.
+pub struct Pieces<'a> {
+    tokens: usize,
+    blocks: usize,
+    whole: Piece<'a>,
+}
+
+impl Pieces<'_> {
+    fn down(&self) -> usize {
+        self.whole.tokens.end.div_ceil(self.tokens)
+    }
+}
+
+// SAFETY: only boxes are given out, each once.
+unsafe impl Sync for Pieces<'_> {}
+
+// SAFETY: boxes share neither a token nor a block, and the activations are borrowed mutably for as long.
+unsafe impl<'a> Parts for Pieces<'a> {
+    type Part = Piece<'a>;
+
+    fn count(&self) -> usize {
+        self.down() * self.whole.blocks.end.div_ceil(self.blocks)
+    }
+
+    unsafe fn part(&self, i: usize) -> Piece<'a> {
+        let (down, across) = (i % self.down(), i / self.down());
+        let cut = |i: usize, step: usize, end: usize| i * step..((i + 1) * step).min(end);
+        let tokens = cut(down, self.tokens, self.whole.tokens.end);
+        let blocks = cut(across, self.blocks, self.whole.blocks.end);
+        Piece { tokens, blocks, ..self.whole }
+    }
+}
+
+/// Some tokens and columns of [`Activations`], to be quantised.
+pub struct Piece<'a> {
+    kind: Kind,
+    tile: usize,
+    /// Blocks of a token of the activations.
+    across: usize,
+    tokens: Range<usize>,
+    blocks: Range<usize>,
+    at: Pointers<'a>,
+}
+
+// SAFETY: a piece is the only access to its elements while it lives, as a mutable slice is.
+unsafe impl Send for Piece<'_> {}
+
+impl Piece<'_> {
+    /// The tokens.
+    pub fn tokens(&self) -> Range<usize> {
+        self.tokens.clone()
+    }
+
+    /// The columns.
+    pub fn cols(&self) -> Range<usize> {
+        self.blocks.start * self.kind.block..self.blocks.end * self.kind.block
+    }
+
+    /// Quantises rows `x [tokens, cols]`.
+    ///
+    /// # Panics
+    /// If `x` is not as long.
+    pub fn quantize(self, isa: Isa, x: &[f32]) {
+        assert_eq!(x.len(), self.tokens.len() * self.cols().len(), "rows of a piece");
+        isa.run(Quantize { rows: Given { x, cols: self.cols().len() }, piece: self });
+    }
+
+    /// Quantises rows `x [tokens, cols]` after the root-mean-square norm, as [`rms_norm`](super::rms_norm) gives it. A row is
+    /// normalised to `row [cols]`, from where it is quantised.
+    ///
+    /// # Panics
+    /// If a length is another.
+    pub fn quantize_normed(self, isa: Isa, x: &[f32], weight: &[f32], eps: f32, row: &mut [f32]) {
+        let cols = self.cols().len();
+        assert_eq!(x.len(), self.tokens.len() * cols, "rows of a piece");
+        assert!(weight.len() == cols && row.len() == cols, "the columns of a norm");
+        isa.run(Quantize { rows: Normed { x, weight, eps, row }, piece: self });
+    }
+
+    /// Quantises `activation(gate) * up`, where `gate` and `up` are `[tokens, cols]`; the products are left in `gate`.
+    ///
+    /// # Panics
+    /// If one of them is not as long.
+    pub fn quantize_glu(self, isa: Isa, gate: &mut [f32], up: &[f32], activation: Activation) {
+        let cols = self.cols().len();
+        let len = self.tokens.len() * cols;
+        assert!(gate.len() == len && up.len() == len, "rows of a piece");
+        isa.run(Quantize { rows: Gated { gate, up, cols, activation }, piece: self });
+    }
+
+    /// The block of a token in the tile of `width` tokens that starts `start` tokens into the piece.
+    #[inline(always)]
+    fn block(&mut self, (start, width): (usize, usize), token: usize, block: usize) -> Block<'_> {
+        let inside = start + token < self.tokens.len() && token < width && block < self.blocks.len();
+        assert!(inside, "token {token} and block {block} of a piece");
+        let at = (self.tokens.start + start) * self.across + (self.blocks.start + block) * width + token;
+        // SAFETY: the tile is of these tokens and the block is one of these blocks, which only this piece reaches.
+        unsafe { self.at.block(self.kind, at) }
+    }
+}
+
+/// Rows of f32 that are made as they are asked for.
+trait RowSource {
+    /// Row `i`, which is asked for once.
+    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32];
+}
+
+/// Rows that are there.
+struct Given<'a> {
+    x: &'a [f32],
+    cols: usize,
+}
+
+impl RowSource for Given<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&mut self, _: S, i: usize) -> &[f32] {
+        &self.x[i * self.cols..(i + 1) * self.cols]
+    }
+}
+
+/// Rows after a norm.
+struct Normed<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    row: &'a mut [f32],
+}
+
+impl RowSource for Normed<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32] {
+        let cols = self.row.len();
+        rms_norm_row(s, &self.x[i * cols..(i + 1) * cols], self.weight, self.eps, self.row);
+        self.row
+    }
+}
+
+/// `activation(gate) * up`.
+struct Gated<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+    cols: usize,
+    activation: Activation,
+}
+
+impl RowSource for Gated<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32] {
+        let row = i * self.cols..(i + 1) * self.cols;
+        let gate = &mut self.gate[row.clone()];
+        glu_in_place(s, gate, &self.up[row], self.activation);
+        gate
+    }
+}
+
+struct Quantize<'a, R> {
+    rows: R,
+    piece: Piece<'a>,
+}
+
+impl<R: RowSource> Kernel for Quantize<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Piece { kind, k, .. } = self;
-        let (blocks, parts) = (k / kind.block, kind.block / kind.part);
-        for (start, width) in (Tiles { next: 0, end: self.x.len() / k, widest: self.tile }) {
-            for token in 0..width {
-                let row = &self.x[(start + token) * k..(start + token + 1) * k];
-                for (block, x) in row.chunks_exact(kind.block).enumerate() {
-                    let at = start * blocks + block * width + token;
-                    let q = &mut self.q[at * kind.block..(at + 1) * kind.block];
-                    self.scale[at] = block_of(s, x, q);
-                    for (part, q) in q.chunks_exact(kind.part).enumerate() {
-                        let sum = sum_bytes(s, q);
-                        self.bias[at * parts + part] = kind.zero() - kind.offset * sum;
-                        self.sums[at * parts + part] = sum as i16;
-                        self.float_sums[at] = sum as f32;
-                    }
+        match self.piece.kind {
+            Kind { block: 32, .. } => self.run_blocks::<S, 32, 32>(s),
+            Kind { part: 32, .. } => self.run_blocks::<S, 256, 32>(s),
+            Kind { part: 16, .. } => self.run_blocks::<S, 256, 16>(s),
+            _ => self.run_blocks::<S, 256, 8>(s),
+        }
+    }
+}
+
+impl<R: RowSource> Quantize<'_, R> {
+    #[inline(always)]
+    fn run_blocks<S: Simd, const BLOCK: usize, const PART: usize>(mut self, s: S) {
+        let kind = Kind { block: BLOCK, part: PART, ..self.piece.kind };
+        assert_eq!(kind, self.piece.kind, "blocks of a kind");
+        // What the compiler now knows.
+        self.piece.kind = kind;
+        for tile in (Tiles { next: 0, end: self.piece.tokens.len(), widest: self.piece.tile }) {
+            for token in 0..tile.1 {
+                let row = self.rows.row(s, tile.0 + token);
+                for (block, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+                    quantize_to::<S, BLOCK, PART>(s, kind, x, self.piece.block(tile, token, block));
                 }
             }
         }
     }
 }
 
+/// Quantises one block.
+#[inline(always)]
+fn quantize_to<S: Simd, const BLOCK: usize, const PART: usize>(
+    s: S,
+    kind: Kind,
+    x: &[f32; BLOCK],
+    out: Block<'_>,
+) {
+    let (scale, inverse) = scale_of(s, x);
+    *out.scale = scale;
+    let parts = x.as_chunks::<PART>().0.iter().zip(out.q.as_chunks_mut::<PART>().0);
+    for ((x, q), (bias, sums)) in parts.zip(out.bias.iter_mut().zip(out.sums)) {
+        let sum = round_part(s, x, inverse, q);
+        *bias = kind.zero() - kind.offset * sum;
+        *sums = sum as i16;
+        *out.float_sums = sum as f32;
+    }
+}
+
+/// Values times `inverse` as i8, and their sum.
+#[inline(always)]
+fn round_part<S: Simd, const PART: usize>(s: S, x: &[f32; PART], inverse: S::F, q: &mut [u8; PART]) -> i32 {
+    if !PART.is_multiple_of(16) {
+        round_all(s, x, inverse, q);
+        return sum_bytes(s, q);
+    }
+    let mut sum = s.splat_i32(0);
+    for (x, q) in x.as_chunks::<16>().0.iter().zip(q.as_chunks_mut::<16>().0) {
+        let rounded = s.round_i32(s.mul(s.load(x), inverse));
+        s.store_low_bytes(rounded, q);
+        // The low byte of each lane by 1.
+        sum = s.dot_u7(sum, s.splat_i32(1), rounded);
+    }
+    s.sum_i32(sum)
+}
+
 /// The contract's `quantize_blocks` of one block of any length; returns its scale.
 #[inline(always)]
 pub(super) fn block_of<S: Simd>(s: S, x: &[f32], q: &mut [u8]) -> f32 {
-    assert_eq!(x.len(), q.len(), "a block and its integers");
+    let (scale, inverse) = scale_of(s, x);
+    round_all(s, x, inverse, q);
+    scale
+}
+
+/// The scale of a block, and what its values are multiplied by.
+#[inline(always)]
+fn scale_of<S: Simd>(s: S, x: &[f32]) -> (f32, S::F) {
     let largest = largest_magnitude(s, x);
     let scale = largest * Q8_MAX_RECIPROCAL;
-    let tiny = scale < TINY;
-    let inverse = s.splat(if tiny { 0.0 } else { Q8_MAX / largest });
+    match scale < TINY {
+        true => (0.0, s.splat(0.0)),
+        false => (scale, s.splat(Q8_MAX / largest)),
+    }
+}
+
+/// Values times `inverse`, as i8.
+#[inline(always)]
+fn round_all<S: Simd>(s: S, x: &[f32], inverse: S::F, q: &mut [u8]) {
+    assert_eq!(x.len(), q.len(), "values and their integers");
     let (x, x_rest) = x.as_chunks::<16>();
     let (q, q_rest) = q.as_chunks_mut::<16>();
     for (x, q) in x.iter().zip(q) {
@@ -288,7 +543,6 @@ pub(super) fn block_of<S: Simd>(s: S, x: &[f32], q: &mut [u8]) -> f32 {
         s.store_low_bytes(s.round_i32(s.mul(load_padded(s, x_rest), inverse)), &mut out);
         q_rest.copy_from_slice(&out[..x_rest.len()]);
     }
-    if tiny { 0.0 } else { scale }
 }
 
 /// The largest `|x|`, or NaN if there is one: bit patterns of magnitudes are in the order of their values, NaN last.

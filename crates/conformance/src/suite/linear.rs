@@ -1,7 +1,7 @@
 //! Linear layers and embeddings, in every weight format.
 
 use samebits_tensor::{
-    Format, HostTensor, HostWeight,
+    Activation, Format, HostTensor, HostWeight,
     contract::TINY,
     testing::{extreme_blocks, infinite_blocks, random_blocks},
 };
@@ -124,7 +124,79 @@ fn linears(formats: &[Format], m: usize) -> Case {
     let weights =
         formats.iter().zip(heights).map(|(&format, n)| weight(&name, format, n, k, false)).collect();
     let inputs = vec![activation(&mut Rng::named(&name), m, k, Activations::Bell)];
-    Case { weights, ..case(name, Op::Linears, inputs) }
+    Case { weights, ..case(name, Op::Linears(None), inputs) }
+}
+
+/// Layers of one input that is normalised first: of one format, of several that quantise alike, and of several that do not.
+pub(super) fn norm_linears() -> Vec<Case> {
+    use Format::{F16, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
+    let formats = [[Q4_1, Q4_1], [Q4_0, Q4_1], [Q4K, Q6K], [F16, F16], [Q8_0, F16], [Q4K, Q8_0]];
+    let cases = formats.into_iter().flat_map(|formats| {
+        [(0, 1), (1, 1), (3, 2), (9, 1), (33, 3)].map(|(m, blocks)| {
+            let (name, k) =
+                (format!("norm_linears/{}+{}/m={m},blocks={blocks}", formats[0], formats[1]), 256 * blocks);
+            let mut rng = Rng::named(&name);
+            let inputs = vec![activation(&mut rng, m, k, Activations::Bell), f32s([k], &rng.bells(k))];
+            let weights = formats.map(|format| weight(&name, format, 24, k, false)).into();
+            Case { weights, ..case(name, Op::Linears(Some(1e-5)), inputs) }
+        })
+    });
+    cases.collect()
+}
+
+/// Rows of an activation: none, a token, and around what a task takes of a prompt.
+const PROMPTS: [usize; 7] = [0, 1, 2, 7, 17, 127, 265];
+
+/// Feed-forward layers of every number of rows, in formats that quantise alike and others, with inner sizes that are no
+/// multiple of what a task takes.
+pub(super) fn feed_forward() -> Vec<Case> {
+    use Format::{BF16, F16, Iq4Nl, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let formats = [
+        [Q4_0, Q4_0, Q4_0],
+        [Q4_1, Q4_1, Q4_1],
+        [Q4K, Q4K, Q6K],
+        [Q5_0, Q5_1, Q8_0],
+        [Q8_0, Q8_0, Q4_1],
+        [Q3K, Q2K, Q5K],
+        [Q4K, Q6K, Mxfp4],
+        [Mxfp4, Iq4Nl, Q4K],
+        [F16, F16, F16],
+        [Q8_0, Q8_0, BF16],
+    ];
+    let mut cases = Vec::new();
+    for (i, formats) in formats.into_iter().enumerate() {
+        for (j, m) in PROMPTS.into_iter().enumerate() {
+            let inner = block(formats[2]).max(32) * [1, 3, 2, 5, 4, 3, 1][j];
+            // Many rows of every format would take the reference too long.
+            if m < 100 || (i + j) % 3 == 0 {
+                cases.push(feed_forward_case(formats, [m, inner], Activations::Bell, (i + j) % 2 == 0));
+            }
+        }
+        cases.push(feed_forward_case(formats, [5, 256], Activations::Outliers, false));
+        cases.push(feed_forward_case(formats, [3, 256], Activations::NonFinite, false));
+        cases.push(feed_forward_case(formats, [3, 512], Activations::Tiny, false));
+    }
+    cases
+}
+
+fn feed_forward_case(
+    formats: [Format; 3],
+    [m, inner]: [usize; 2],
+    activations: Activations,
+    norm: bool,
+) -> Case {
+    let [gate, up, down] = formats;
+    let name = format!("feed_forward/{gate}+{up}+{down}/m={m},inner={inner}/{activations:?}/norm={norm}");
+    let (k, mut rng) = (256, Rng::named(&name));
+    let mut inputs = vec![activation(&mut rng, m, k, activations)];
+    inputs.extend(norm.then(|| f32s([k], &rng.bells(k))));
+    let weights = vec![
+        weight(&name, gate, inner, k, false),
+        weight(&name, up, inner, k, false),
+        weight(&name, down, 40, inner, false),
+    ];
+    let function = if inner % 3 == 0 { Activation::GeluTanh } else { Activation::Silu };
+    Case { weights, ..case(name, Op::FeedForward(function, norm.then_some(1e-5)), inputs) }
 }
 
 pub(super) fn embedding() -> Vec<Case> {

@@ -55,6 +55,10 @@ pub enum Group {
     LinearBlocks32,
     /// [`samebits_tensor::Backend::linear`] and `linears` with formats in blocks of 256.
     LinearBlocks256,
+    /// [`samebits_tensor::Backend::linears`] of a normalised input.
+    NormLinears,
+    /// [`samebits_tensor::Backend::feed_forward`].
+    FeedForward,
     /// [`samebits_tensor::Backend::embedding`].
     Embedding,
     /// [`samebits_tensor::Backend::rms_norm`].
@@ -168,6 +172,8 @@ groups! {
     LinearDense "linear_dense" reference(linear::linear(linear::DENSE));
     LinearBlocks32 "linear_blocks32" reference(linear::linear(linear::BLOCKS32));
     LinearBlocks256 "linear_blocks256" reference(linear::linear(linear::BLOCKS256));
+    NormLinears "norm_linears" reference(linear::norm_linears());
+    FeedForward "feed_forward" reference(linear::feed_forward());
     Embedding "embedding" reference(linear::embedding());
     RmsNorm "rms_norm" reference(rows::rms_norm());
     LayerNorm "layer_norm" reference(rows::layer_norm());

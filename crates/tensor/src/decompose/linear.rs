@@ -1,5 +1,5 @@
 use crate::{
-    Backend, BinaryOp, CompareOp, DType, PlainWeight, Result, Tensor, UnaryOp,
+    Backend, BinaryOp, CompareOp, DType, FeedForward, Input, PlainWeight, Result, Tensor, UnaryOp,
     contract::{Q8_MAX, Q8_MAX_RECIPROCAL, TINY},
     decompose::add_in_order,
     tensor::check,
@@ -22,6 +22,12 @@ pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tens
             blocks256(x, q, scale, sub_scale, min.as_ref())
         }
     }
+}
+
+/// `down(activation(gate(x)) * up(x))` of an input `[m, k]`, as `[m, n]`: linear layers around [`super::glu`].
+pub fn feed_forward<B: Backend>(x: Input<'_, B>, layer: FeedForward<'_, B>) -> Result<Tensor<B>> {
+    let [gate, up] = x.linears([layer.gate, layer.up])?;
+    gate.glu(&up, layer.activation)?.linear(layer.down)
 }
 
 /// Rows of a weight at `ids [t]`, as f32: `q * scale (+ min)`, or `q * (scale * sub_scale) - min_scale * sub_min`.

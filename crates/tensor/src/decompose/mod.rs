@@ -13,7 +13,7 @@ mod reduce;
 mod rope;
 
 pub use attention::{attention, quantize_heads, store_kv};
-pub use linear::{embedding, linear, quantize_blocks};
+pub use linear::{embedding, feed_forward, linear, quantize_blocks};
 pub use math::{activate, exp, glu, sigmoid, soft_cap, tanh};
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use reduce::{add_in_order, sum_last};
