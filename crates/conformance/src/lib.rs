@@ -91,7 +91,8 @@ macro_rules! conformance_tests {
             concat Concat, cast Cast, bitcast Bitcast, unary Unary, binary Binary, compare Compare,
             select Select, max_reduce MaxReduce, matmul_exact MatmulExact, gather Gather, scatter Scatter,
             plain Plain, linear_dense LinearDense, linear_blocks32 LinearBlocks32,
-            linear_blocks256 LinearBlocks256, embedding Embedding, rms_norm RmsNorm, layer_norm LayerNorm,
+            linear_blocks256 LinearBlocks256, norm_linears NormLinears, feed_forward FeedForward,
+            embedding Embedding, rms_norm RmsNorm, layer_norm LayerNorm,
             rope Rope, store_kv StoreKv, attention Attention, glu Glu, activate Activate, softmax Softmax,
             soft_cap SoftCap, batch_invariance BatchInvariance, chunk_invariance ChunkInvariance,
             padding_invariance PaddingInvariance

@@ -27,6 +27,9 @@ const NAME: &str = "cpu";
 /// Values of a task of an element-wise operation: fewer are not worth another thread.
 const CHUNK: usize = 1 << 14;
 
+/// Bytes to copy that are worth a task of their own.
+const COPY_BYTES: usize = 1 << 18;
+
 /// The CPU: SIMD kernels for the fused operations, on threads of its own, and on the caller's. Cloning shares the threads
 /// and the memory of tensors that are gone.
 ///
@@ -189,6 +192,14 @@ impl Backend for Cpu {
     }
 
     host_primitives!();
+
+    fn download_bytes(&self, x: &Tensor<Self>, out: &mut [u8]) -> Result<()> {
+        let bytes: &[u8] = x.data().as_ref();
+        self.threads().each(Chunks::new(out, COPY_BYTES), |i, out| {
+            out.copy_from_slice(&bytes[i * COPY_BYTES..][..out.len()]);
+        });
+        Ok(())
+    }
 
     fn binary(&self, op: BinaryOp, a: &Tensor<Self>, b: &Tensor<Self>) -> Result<Buffer> {
         match (op, a.data(), b.data()) {

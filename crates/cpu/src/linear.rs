@@ -25,8 +25,9 @@ use crate::{
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
 
-/// Tasks of a thread: the more, the less the last one to finish keeps the others waiting.
-const TASKS: usize = 16;
+/// Tasks of a thread: the more, the less the last one to finish keeps the others waiting; the fewer, the longer the stretches of
+/// memory that a core reads, and fetches ahead.
+const TASKS: usize = 4;
 
 /// Panels that kernels take at once where there are many tokens.
 const PANELS: usize = 2;

@@ -11,7 +11,7 @@ const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
 fn check(case: &Case, what: impl std::fmt::Display, found: f64, expected: f64, bound: f64) {
     let error = (found - expected).abs();
     assert!(
-        error <= bound,
+        error <= bound || found.is_nan() && expected.is_nan(),
         "{}: {what}: {found:e} is {error:e} from {expected:e}, bound {bound:e}",
         case.name
     );

@@ -32,10 +32,6 @@ macro_rules! host_primitives {
         fn download(&self, x: &Tensor<Self>) -> Result<HostTensor> {
             HostTensor::new(x.shape(), x.dtype(), Bytes::new(Arc::new(x.data().clone())))
         }
-        fn download_bytes(&self, x: &Tensor<Self>, out: &mut [u8]) -> Result<()> {
-            out.copy_from_slice(x.data().as_ref());
-            Ok(())
-        }
         fn full(&self, shape: &Shape, value: Scalar) -> Result<Buffer> {
             Ok($crate::host::elementwise::full(self.memory(), shape.elements(), value))
         }
