@@ -67,7 +67,7 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let shared = match self.task.x.tokens() / S::TILE {
-            many if many >= WORTH_STAGING && C::UNIT < size_of::<Unit>() => many * S::TILE,
+            many if many >= Self::WORTH_STAGING && C::UNIT < size_of::<Unit>() => many * S::TILE,
             _ => 0,
         };
         if shared > 0 {
@@ -91,14 +91,15 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
     }
 }
 
-/// Tiles from which on decoding weights to memory, once for all, is cheaper than decoding them to registers for each.
-const WORTH_STAGING: usize = 3;
-
 /// Bytes of activations that stay in a core's second cache beside the weights that stream by.
 const CACHED: usize = 256 << 10;
 
 impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     const SPAN_UNITS: usize = DOT_SPAN / 32;
+
+    /// Tiles from which on decoding weights to memory, once for all, is cheaper than decoding them to registers for each: more
+    /// where that is a mask and a shift.
+    const WORTH_STAGING: usize = if B::LEN == 32 && C::UNIT <= 256 { 5 } else { 3 };
 
     fn new(task: Task<'a>) -> Self {
         Blocks { task, encoding: PhantomData }

@@ -81,6 +81,7 @@ fn of_format(format: Format) -> Vec<Case> {
         cases.push(linear_case(format, [17, 9, short], activations, true));
     }
     cases.push(linear_case(format, [4, 35, long], Activations::Bell, true));
+    cases.push(linear_case(format, [41, 49, long], Activations::Bell, false));
     cases.push(infinite_case(format, [3, 19, short]));
     cases
 }
