@@ -25,9 +25,14 @@ use crate::{
 /// Bytes of weights, weighed by tokens, that are worth a task of their own.
 const TASK_BYTES: usize = 1 << 15;
 
-/// Tasks of a thread: the more, the less the last one to finish keeps the others waiting; the fewer, the longer the stretches of
-/// memory that a core reads, and fetches ahead.
-const TASKS: usize = 4;
+/// Tasks of a thread where tokens are many, as [`MANY`] are: the more, the less the last to finish keeps the others waiting.
+const TASKS: usize = 16;
+
+/// Tasks of a thread where tokens are few: the fewer, the longer the stretches of memory that a core reads, and fetches ahead.
+const LONG_TASKS: usize = 4;
+
+/// Tokens from which on a layer takes longer to compute than to read.
+const MANY: usize = 64;
 
 /// Panels that kernels take at once where there are many tokens.
 const PANELS: usize = 2;
@@ -78,9 +83,10 @@ pub(crate) fn products<const N: usize>(
 /// Bytes of weights of a task.
 pub(crate) fn share(cpu: &Cpu, weights: &[&PackedWeight], m: usize) -> usize {
     let total: usize = weights.iter().map(|weight| weight.bytes()).sum();
+    let tasks = if m < MANY { LONG_TASKS } else { TASKS };
     match cpu.threads().count() {
         1 => usize::MAX,
-        threads => (total / (TASKS * threads)).max(TASK_BYTES / (1 + m / 4)),
+        threads => (total / (tasks * threads)).max(TASK_BYTES / (1 + m / 4)),
     }
 }
 
