@@ -73,18 +73,8 @@ impl Kernel for Activate<'_> {
 /// `activation(gate) * up`, element-wise, in place of `gate`; both are whole vectors.
 #[inline(always)]
 pub(super) fn glu_in_place<S: Simd>(s: S, gate: &mut [f32], up: &[f32], activation: Activation) {
-    let (gate, up) = (gate.as_chunks_mut::<16>().0, up.as_chunks::<16>().0);
-    match activation {
-        Activation::Silu => {
-            for (gate, up) in gate.iter_mut().zip(up) {
-                s.store(s.mul(silu(s, s.load(gate)), s.load(up)), gate);
-            }
-        }
-        Activation::GeluTanh => {
-            for (gate, up) in gate.iter_mut().zip(up) {
-                s.store(s.mul(gelu(s, s.load(gate)), s.load(up)), gate);
-            }
-        }
+    for (gate, up) in gate.as_chunks_mut::<16>().0.iter_mut().zip(up.as_chunks::<16>().0) {
+        s.store(s.mul(activated(s, s.load(gate), activation), s.load(up)), gate);
     }
 }
 
