@@ -299,3 +299,83 @@ fn hash(bytes: &[u8]) -> u64 {
     let all = sums.into_iter().chain(rest).chain([bytes.len() as u64]);
     all.fold(FACTOR, mix)
 }
+
+#[cfg(test)]
+mod tests {
+    use samebits_tensor::{Backend, HostWeight, Weight, testing::random_blocks};
+
+    use super::*;
+
+    const FINGERPRINT: Fingerprint = [7; 32];
+
+    fn host(format: Format, rows: usize, cols: usize) -> HostWeight {
+        let bytes = random_blocks(format, rows, cols, 3).into();
+        HostWeight { name: format.name().into(), format, shape: vec![rows, cols], bytes }
+    }
+
+    /// Weights of every format, one of them in several tasks, and the file that they are written to.
+    fn written() -> (Vec<Weight<Cpu>>, Vec<u8>) {
+        let cpu = Cpu::builder().threads(2).build().expect("a backend");
+        cpu.keep_packed();
+        let weight = |format| {
+            let rows = if format == Format::Q8_0 { 1200 } else { 21 };
+            Weight::pack(&cpu, &host(format, rows, 512)).expect("a weight")
+        };
+        let weights = Format::ALL.map(weight).into();
+        let mut file = Vec::new();
+        cpu.write_packed(&FINGERPRINT, &mut file).expect("written");
+        (weights, file)
+    }
+
+    fn used(file: Vec<u8>) -> Result<Cpu, PackedFileError> {
+        let cpu = Cpu::builder().threads(2).build().expect("a backend");
+        cpu.use_packed(PackedFile::open(file.into(), &FINGERPRINT)?)?;
+        Ok(cpu)
+    }
+
+    #[test]
+    fn weights_come_back_as_they_were() {
+        let (weights, file) = written();
+        let cpu = used(file).expect("a good file");
+        for weight in weights {
+            let (packed, format, rows, cols) = cpu.stored(weight.name()).expect("a weight");
+            assert_eq!((format, rows, cols), (weight.format(), weight.rows(), weight.cols()));
+            assert!(packed.all_panels() == weight.packed().all_panels(), "{format}");
+        }
+        assert!(cpu.stored("another").is_none());
+    }
+
+    #[test]
+    fn damage_is_found() {
+        let (_, file) = written();
+        let PackedFile { entries, .. } =
+            PackedFile::open(file.clone().into(), &FINGERPRINT).expect("a good file");
+        for (name, entry) in entries {
+            for at in [entry.offset, entry.offset + entry.len / 2, entry.offset + entry.len - 1] {
+                let mut damaged = file.clone();
+                damaged[at] ^= 4;
+                assert_eq!(used(damaged).err(), Some(PackedFileError::Weight { name: name.clone() }));
+            }
+        }
+        let short = file[..file.len() - 1].to_vec();
+        let length = PackedFileError::Length { expected: file.len() as u64, found: short.len() };
+        assert_eq!(used(short).err(), Some(length));
+        let other = PackedFile::open(file.into(), &[8; 32]).err();
+        assert_eq!(other, Some(PackedFileError::OtherModel));
+        assert_eq!(used(vec![0; 100]).err(), Some(PackedFileError::NotPacked));
+    }
+
+    #[test]
+    fn an_index_that_lies_is_refused() {
+        let (_, file) = written();
+        for at in (HEADER..HEADER + 600).step_by(7).chain(48..HEADER) {
+            let mut damaged = file.clone();
+            damaged[at] ^= 0x40;
+            let error = used(damaged).err().expect("damage at every byte of the index is found");
+            assert!(
+                matches!(error, PackedFileError::Index | PackedFileError::Length { .. }),
+                "{at}: {error}"
+            );
+        }
+    }
+}
