@@ -425,13 +425,17 @@ impl Engine {
         }
     }
 
-    /// After a failed step: its sequences recompute or fail; if the device is lost, all fail.
+    /// After a failed step: its sequences recompute or fail; if the pages are lost, the others recompute as well; if the
+    /// device is lost, all fail.
     fn recover(&mut self, error: RunnerError) {
         if error.is_device_lost() {
             let all: Vec<u64> = self.live.values().copied().collect();
             all.into_iter().for_each(|arrival| self.fail(arrival, error.clone().into()));
             self.lost = Some(error);
             return;
+        }
+        if error.is_pages_lost() {
+            self.scheduler.restart_running();
         }
         for index in 0..self.parts.len() {
             let arrival = self.parts[index].arrival;

@@ -145,6 +145,16 @@ pub enum RunnerError {
         /// Whether computing the same step again may succeed.
         retriable: bool,
     },
+    /// This step failed and took what the pages held along; the device still works.
+    #[error("{op} failed on {device}, and the pages with it: {detail}")]
+    PagesLost {
+        /// The operation or program that failed.
+        op: String,
+        /// Which device.
+        device: String,
+        /// What it reported.
+        detail: String,
+    },
     /// Engine and runner disagree on a batch or its result: a defect in one of them.
     #[error("runner protocol broken: {detail}; this is a defect, please report it")]
     Protocol {
@@ -156,7 +166,12 @@ pub enum RunnerError {
 impl RunnerError {
     /// Whether computing the same step again may succeed.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::Failed { retriable: true, .. })
+        matches!(self, Self::Failed { retriable: true, .. } | Self::PagesLost { .. })
+    }
+
+    /// Whether no page holds what was written to it.
+    pub fn is_pages_lost(&self) -> bool {
+        matches!(self, Self::PagesLost { .. })
     }
 
     /// Whether every later step would fail too.

@@ -75,6 +75,11 @@ impl Scheduler {
         Some(&mut self.running[index])
     }
 
+    /// Every running sequence is to be computed from its start.
+    pub(crate) fn restart_running(&mut self) {
+        self.running.iter_mut().for_each(Sequence::restart);
+    }
+
     /// Takes a sequence out, wherever it is; its pages are free from now on.
     pub(crate) fn remove(&mut self, arrival: u64) -> Option<Sequence> {
         let mut sequence = match self.running.binary_search_by_key(&arrival, |sequence| sequence.arrival) {

@@ -45,6 +45,12 @@ pub enum GraphError {
         /// Dtype of the tensor given.
         found_dtype: DType,
     },
+    /// A constant that the trace gave to a device and kept no value of.
+    #[error("the constant {name} is on the device that the trace placed it on; run the graph there")]
+    NoValue {
+        /// Its name.
+        name: String,
+    },
     /// A backend refused an operation.
     #[error(transparent)]
     Tensor(#[from] samebits_tensor::Error),

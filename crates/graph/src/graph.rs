@@ -164,8 +164,10 @@ pub struct Input {
 pub struct Constant {
     /// The weight's name and part (`blk.0.attn_q.weight.scale`), or `constant.N`.
     pub name: String,
-    /// The value.
-    pub value: HostTensor,
+    /// The same in every graph of a trace.
+    pub number: usize,
+    /// The value; `None` where the trace has placed it elsewhere.
+    pub value: Option<HostTensor>,
     /// Its node.
     pub node: NodeId,
 }
@@ -309,7 +311,7 @@ impl Graph {
                 let index = self.constants.len();
                 let name = name.map_or_else(|| format!("constant.{index}"), |name| name.to_string());
                 let id = self.push(Node { op: Op::Constant(index), ..node }, None);
-                self.constants.push(Constant { name, value, node: id });
+                self.constants.push(Constant { name, number: constant, value, node: id });
                 Ok(id)
             }
             _ => Ok(self.push(node, recorded.scopes[index].clone())),
@@ -347,7 +349,7 @@ pub(crate) struct Recording<'a> {
     pub(crate) nodes: &'a [Node],
     pub(crate) scopes: &'a [Option<Arc<str>>],
     pub(crate) inputs: &'a [String],
-    pub(crate) constants: &'a [(Option<Arc<str>>, HostTensor)],
+    pub(crate) constants: &'a [(Option<Arc<str>>, Option<HostTensor>)],
 }
 
 fn reachable(nodes: &[Node], outputs: impl Iterator<Item = NodeId>) -> Vec<bool> {

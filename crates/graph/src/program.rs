@@ -14,13 +14,16 @@ impl Graph {
     /// Uploads the constants.
     ///
     /// # Errors
-    /// Those of [`Backend::upload`].
+    /// Those of [`Backend::upload`], and [`GraphError::NoValue`] of a graph whose trace placed its constants elsewhere.
     pub fn prepare<B: Backend>(&self, backend: &B) -> Result<Program<'_, B>, GraphError> {
-        let constants = self.constants().iter().map(|constant| Tensor::upload(backend, &constant.value));
+        let constants = self.constants().iter().map(|constant| match &constant.value {
+            Some(value) => Ok(Tensor::upload(backend, value)?),
+            None => Err(GraphError::NoValue { name: constant.name.clone() }),
+        });
         Ok(Program {
             graph: self,
             backend: backend.clone(),
-            constants: constants.collect::<Result<_, _>>()?,
+            constants: constants.collect::<Result<_, GraphError>>()?,
             dead_after: self.last_uses(),
         })
     }

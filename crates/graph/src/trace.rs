@@ -32,10 +32,14 @@ struct Recorder {
     scopes: Vec<Option<Arc<str>>>,
     ids: HashMap<Node, NodeId>,
     inputs: Vec<String>,
-    constants: Vec<(Option<Arc<str>>, HostTensor)>,
+    constants: Vec<(Option<Arc<str>>, Option<HostTensor>)>,
+    place: Option<Place>,
     shared: HashMap<(Shape, DType, Vec<u8>), NodeId>,
     scope: Vec<Arc<str>>,
 }
+
+/// Takes the constant of a number to where it is used.
+type Place = Box<dyn FnMut(usize, &HostTensor) -> Result<()> + Send>;
 
 impl Trace {
     /// An empty recording that takes every weight format.
@@ -49,6 +53,14 @@ impl Trace {
         Trace { capabilities: Arc::new(capabilities), recorder: Arc::default() }
     }
 
+    /// A recording that gives each constant, with its number, to `place` and does not keep it: a large model's weights are
+    /// then in memory where they are used and nowhere else.
+    pub fn placing(place: impl FnMut(usize, &HostTensor) -> Result<()> + Send + 'static) -> Self {
+        let trace = Trace::new();
+        trace.lock().place = Some(Box::new(place));
+        trace
+    }
+
     /// A value that is given to each run, in dumps and errors under this name.
     pub fn input(&self, name: &str, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor<Self>> {
         let shape = shape.into();
@@ -60,7 +72,8 @@ impl Trace {
         Ok(Tensor::from_data(self, shape, dtype, id))
     }
 
-    /// The graph that computes the outputs from the inputs. More can be recorded afterwards.
+    /// The graph that computes the outputs from the inputs. More can be recorded afterwards, and shares no node with what
+    /// was recorded before: layers of the same operations give the same graphs, but for their constants.
     ///
     /// # Errors
     /// If an input is not one, the outputs need an input that is not listed, or a name occurs twice.
@@ -69,7 +82,8 @@ impl Trace {
         inputs: &[&Tensor<Self>],
         outputs: &[(&str, &Tensor<Self>)],
     ) -> Result<Graph, GraphError> {
-        let recorder = self.lock();
+        let mut recorder = self.lock();
+        recorder.ids.clear();
         let recording = Recording {
             nodes: &recorder.nodes,
             scopes: &recorder.scopes,
@@ -175,17 +189,29 @@ impl Recorder {
         };
         let index = self.constants.len();
         if host.bytes().len() > SHARED_CONSTANT_BYTES {
-            self.constants.push((None, host.clone()));
+            self.add_constant(host)?;
             return self.push(node(index));
         }
         let key = (host.shape().clone(), host.dtype(), host.bytes().to_vec());
         if let Some(&id) = self.shared.get(&key) {
             return Ok(id);
         }
-        self.constants.push((None, host.clone()));
+        self.add_constant(host)?;
         let id = self.push(node(index))?;
         self.shared.insert(key, id);
         Ok(id)
+    }
+
+    fn add_constant(&mut self, host: &HostTensor) -> Result<()> {
+        let value = match &mut self.place {
+            Some(place) => {
+                place(self.constants.len(), host)?;
+                None
+            }
+            None => Some(host.clone()),
+        };
+        self.constants.push((None, value));
+        Ok(())
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn logits_after(history: impl Iterator<Item = u32>) -> Vec<f32> {
 pub(crate) struct Chaos {
     pub(crate) seed: u64,
     pub(crate) retriable_per_mille: usize,
+    pub(crate) pages_lost_per_mille: usize,
     pub(crate) fatal_per_mille: usize,
     pub(crate) lost_per_mille: usize,
     pub(crate) wrong_shape: bool,
@@ -61,7 +62,14 @@ pub(crate) struct Chaos {
 
 impl Chaos {
     pub(crate) fn none() -> Self {
-        Self { seed: 0, retriable_per_mille: 0, fatal_per_mille: 0, lost_per_mille: 0, wrong_shape: false }
+        Self {
+            seed: 0,
+            retriable_per_mille: 0,
+            pages_lost_per_mille: 0,
+            fatal_per_mille: 0,
+            lost_per_mille: 0,
+            wrong_shape: false,
+        }
     }
 }
 
@@ -138,6 +146,9 @@ impl FakeDevice {
             RunnerError::DeviceLost { device: device(), detail: detail() }
         } else if self.random.per_mille(self.chaos.fatal_per_mille) {
             RunnerError::Failed { op: op(), device: device(), detail: detail(), retriable: false }
+        } else if self.random.per_mille(self.chaos.pages_lost_per_mille) {
+            self.slots.fill(None);
+            RunnerError::PagesLost { op: op(), device: device(), detail: detail() }
         } else if self.random.per_mille(self.chaos.retriable_per_mille) {
             RunnerError::Failed { op: op(), device: device(), detail: detail(), retriable: true }
         } else {

@@ -158,6 +158,23 @@ fn retries_are_bounded() {
 }
 
 #[test]
+fn whoever_has_pages_recomputes_when_they_are_lost() {
+    let chaos = Chaos { pages_lost_per_mille: 100, ..Chaos::none() };
+    let config = EngineConfig { max_retries: 100, ..EngineConfig::default() };
+    let device = FakeDevice::new(plenty(), chaos);
+    let errors = device.errors();
+    let mut engine = engine_on(device, config);
+    (1..4).for_each(|id| engine.add(endless(id, 20)).unwrap());
+    let events = drain(&mut engine);
+    assert!(*errors.lock().unwrap() > 0, "no page was lost");
+    for id in 1..4 {
+        let of_one = |event: &&Event| event.id() == RequestId(id);
+        let own: Vec<Event> = events.iter().filter(of_one).cloned().collect();
+        assert_eq!(world::tokens(&own), world::tokens(&oracle(&endless(id, 20))), "request {id}");
+    }
+}
+
+#[test]
 fn a_request_goes_on_elsewhere_from_its_output() {
     let mut request = endless(1, 20);
     request.stop.strings = vec!["bab".into(), "é!".into()];

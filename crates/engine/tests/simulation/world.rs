@@ -172,6 +172,7 @@ impl World {
         let chaos = Chaos {
             seed: random.next(),
             retriable_per_mille: random.pick(&[0, 0, 10, 100]),
+            pages_lost_per_mille: random.pick(&[0, 0, 10, 50]),
             fatal_per_mille: random.pick(&[0, 0, 0, 10]),
             lost_per_mille: random.pick(&[0, 0, 0, 5]),
             wrong_shape: false,
