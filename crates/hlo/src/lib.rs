@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod device;
 mod lint;
 mod lower;
 pub mod proto;
@@ -34,6 +35,7 @@ mod text;
 use prost::Message;
 use samebits_tensor::{DType, Shape};
 
+pub use device::{Argument, Device, DeviceError};
 pub use lint::{Chip, Refusal, Rule, Target, lint};
 pub use lower::lower;
 
@@ -46,6 +48,9 @@ pub struct Options {
     pub guard: bool,
     /// How integer products are written.
     pub exact_dot: ExactDot,
+    /// What names of constants and of fused operations begin with and leave out, such as `model.layers.3.`: layers that compute
+    /// the same have then the same module.
+    pub relative_to: Option<String>,
     /// Whether tensors carry the names that the Neuron runtime binds them by, and aliases are binding.
     pub tensor_names: bool,
 }
@@ -53,12 +58,22 @@ pub struct Options {
 impl Options {
     /// For a PJRT plugin.
     pub fn new(name: impl Into<String>) -> Self {
-        Options { name: name.into(), guard: true, exact_dot: ExactDot::F32, tensor_names: false }
+        let exact_dot = ExactDot::F32;
+        Options { name: name.into(), guard: true, exact_dot, relative_to: None, tensor_names: false }
     }
 
     /// For neuronx-cc.
     pub fn neuron(name: impl Into<String>) -> Self {
         Options { exact_dot: ExactDot::Bf16, tensor_names: true, ..Options::new(name) }
+    }
+}
+
+impl Options {
+    fn relative(&self, name: &str) -> String {
+        match &self.relative_to {
+            Some(prefix) => name.replace(prefix, ""),
+            None => name.into(),
+        }
     }
 }
 

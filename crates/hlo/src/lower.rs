@@ -56,7 +56,7 @@ fn parameters(graph: &Graph, options: &Options) -> Vec<Parameter> {
     });
     let constants = graph.constants().iter().enumerate();
     let constants =
-        constants.map(|(i, constant)| parameter(&constant.name, Source::Constant(i), constant.node));
+        constants.map(|(i, it)| parameter(&options.relative(&it.name), Source::Constant(i), it.node));
     let mut parameters: Vec<_> = inputs.chain(constants).collect();
     if options.guard {
         let name = "zero".into();
