@@ -2,6 +2,7 @@
 
 mod buffer;
 mod client;
+mod compiled;
 mod element;
 mod error;
 mod event;
@@ -14,6 +15,7 @@ pub mod testing;
 
 pub use buffer::Buffer;
 pub use client::{Client, Device, MemoryStats};
+pub use compiled::PjrtDevice;
 pub use element::{ElementType, Signature};
 pub use error::{Code, PjrtError};
 pub use event::Event;

@@ -1,0 +1,112 @@
+use samebits_hlo::{Argument as Given, Device as Compiles, DeviceError, Options, Program};
+use samebits_tensor::{DType, HostTensor};
+
+use crate::{Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError};
+
+/// One device of a client, for modules of [`samebits_hlo`].
+pub struct PjrtDevice {
+    client: Client,
+    index: usize,
+    name: String,
+}
+
+impl PjrtDevice {
+    /// The device of this place in [`Client::devices`].
+    ///
+    /// # Errors
+    /// [`PjrtError::Device`] if there is none.
+    pub fn new(client: Client, index: usize) -> Result<Self, PjrtError> {
+        let count = client.devices().len();
+        if index >= count {
+            return Err(PjrtError::Device { index, count });
+        }
+        let name = format!("pjrt:{}:{index}", client.platform());
+        Ok(PjrtDevice { client, index, name })
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn failed(&self, op: impl Into<String>, error: &PjrtError) -> DeviceError {
+        let (device, detail) = (self.name.clone(), error.to_string());
+        match error {
+            PjrtError::Call { code: Code::DataLoss, .. } => DeviceError::Lost { device, detail },
+            _ => DeviceError::Failed { op: op.into(), device, detail, retriable: is_passing(error) },
+        }
+    }
+}
+
+impl Compiles for PjrtDevice {
+    type Buffer = Buffer;
+    type Executable = Executable;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn options(&self, module: String) -> Options {
+        Options::new(module)
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.client.memory_stats(self.index).ok()??.limit
+    }
+
+    fn compile(&self, program: &Program) -> Result<Executable, DeviceError> {
+        let options = CompileOptions { devices: vec![self.index], ..CompileOptions::default() };
+        let executable = self.client.compile(&program.bytes(), Format::Hlo, &options);
+        executable.map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
+    }
+
+    fn upload(&self, value: &HostTensor) -> Result<Buffer, DeviceError> {
+        let buffer =
+            self.client.upload(self.index, value.bytes(), element(value.dtype()), value.shape().dims());
+        buffer.map_err(|error| self.failed(format!("upload {} {}", value.dtype(), value.shape()), &error))
+    }
+
+    fn run(
+        &self,
+        executable: &Executable,
+        arguments: Vec<Given<'_, Buffer>>,
+    ) -> Result<Vec<Buffer>, DeviceError> {
+        let arguments: Option<Vec<Argument<'_>>> = arguments.into_iter().map(argument).collect();
+        let arguments = arguments.ok_or_else(|| DeviceError::Failed {
+            op: "run".into(),
+            device: self.name.clone(),
+            detail: "an argument was given away before".into(),
+            retriable: false,
+        })?;
+        let started = executable.execute(vec![arguments]).map_err(|error| self.failed("run", &error))?;
+        Ok(started.outputs.into_iter().next().unwrap_or_default())
+    }
+
+    fn download(&self, buffer: &Buffer, out: &mut [u8]) -> Result<(), DeviceError> {
+        buffer.download(out).map_err(|error| self.failed("download", &error))
+    }
+}
+
+fn argument<'a>(given: Given<'a, Buffer>) -> Option<Argument<'a>> {
+    match given {
+        Given::Kept(buffer) => Some(Argument::Borrowed(buffer)),
+        Given::Given(buffer) => buffer.take().map(Argument::Donated),
+    }
+}
+
+fn is_passing(error: &PjrtError) -> bool {
+    let passing = [Code::ResourceExhausted, Code::Unavailable, Code::Aborted, Code::DeadlineExceeded];
+    matches!(error, PjrtError::Call { code, .. } if passing.contains(code))
+}
+
+fn element(dtype: DType) -> ElementType {
+    match dtype {
+        DType::F32 => ElementType::F32,
+        DType::F16 => ElementType::F16,
+        DType::BF16 => ElementType::Bf16,
+        DType::I8 => ElementType::S8,
+        DType::U8 => ElementType::U8,
+        DType::I32 => ElementType::S32,
+        DType::Bool => ElementType::Pred,
+    }
+}
