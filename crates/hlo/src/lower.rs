@@ -165,6 +165,22 @@ impl Lowering<'_> {
         b.convert("bitcast-convert", &raw, x.element)
     }
 
+    /// A division by a repeated value would become a multiplication by its reciprocal. So each divisor passes through an
+    /// exclusive or with its index times zero, which is not the same for all.
+    fn divide(&mut self, x: &Value, y: &Value) -> Value {
+        let Some(zero) = self.zero.clone().filter(|_| !y.dims.is_empty()) else {
+            return self.builder.map("divide", &[x, y]);
+        };
+        let b = &mut self.builder;
+        let zero = b.broadcast(&zero, y.dims.clone(), vec![]);
+        let index = b.iota(y.dims.clone(), y.dims.len() - 1);
+        let zeros = b.map("and", &[&index, &zero]);
+        let raw = b.convert("bitcast-convert", y, ElementType::S32);
+        let raw = b.map("xor", &[&raw, &zeros]);
+        let y = b.convert("bitcast-convert", &raw, y.element);
+        b.map("divide", &[x, &y])
+    }
+
     /// HLO's broadcast adds axes and repeats none, so the axes to repeat are dropped first.
     fn broadcast(&mut self, x: &Value, dims: Vec<i64>) -> Value {
         let kept: Vec<usize> = (0..dims.len()).filter(|&axis| x.dims[axis] == dims[axis]).collect();
@@ -196,7 +212,10 @@ impl Lowering<'_> {
             BinaryOp::Shl => "shift-left",
             BinaryOp::Shr => "shift-right-arithmetic",
         };
-        let value = self.builder.map(opcode, &[x, y]);
+        let value = match op {
+            BinaryOp::Div => self.divide(x, y),
+            _ => self.builder.map(opcode, &[x, y]),
+        };
         if op == BinaryOp::Mul && x.element == ElementType::F32 { self.guard(value) } else { value }
     }
 

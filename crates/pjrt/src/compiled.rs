@@ -1,7 +1,7 @@
 use samebits_hlo::{Argument as Given, Device as Compiles, DeviceError, Options, Program};
 use samebits_tensor::{DType, HostTensor};
 
-use crate::{Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError};
+use crate::{Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError, Value};
 
 /// One device of a client, for modules of [`samebits_hlo`].
 pub struct PjrtDevice {
@@ -55,7 +55,8 @@ impl Compiles for PjrtDevice {
     }
 
     fn compile(&self, program: &Program) -> Result<Executable, DeviceError> {
-        let options = CompileOptions { devices: vec![self.index], ..CompileOptions::default() };
+        let flags = if self.client.platform() == "cpu" { exact_flags() } else { Vec::new() };
+        let options = CompileOptions { devices: vec![self.index], flags, ..CompileOptions::default() };
         let executable = self.client.compile(&program.bytes(), Format::Hlo, &options);
         executable.map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
     }
@@ -92,6 +93,11 @@ fn argument<'a>(given: Given<'a, Buffer>) -> Option<Argument<'a>> {
         Given::Kept(buffer) => Some(Argument::Borrowed(buffer)),
         Given::Given(buffer) => buffer.take().map(Argument::Donated),
     }
+}
+
+/// What keeps XLA's compiler for CPUs to HLO's own meaning: its `maximum` loses a NaN otherwise.
+fn exact_flags() -> Vec<(String, Value)> {
+    vec![("xla_cpu_enable_fast_min_max".into(), Value::Bool(false))]
 }
 
 fn is_passing(error: &PjrtError) -> bool {

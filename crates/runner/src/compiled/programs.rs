@@ -1,0 +1,185 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use samebits_graph::{Graph, GraphError};
+use samebits_hlo::{Argument, Device, DeviceError, Program, Source, lower};
+use samebits_tensor::HostTensor;
+
+use crate::compiled::{buckets::Bucket, record::Recorder};
+
+/// Tensors of a model's constants on a device, by their numbers in the trace.
+pub(crate) type Constants<D> = Arc<Mutex<HashMap<usize, <D as Device>::Buffer>>>;
+
+/// A part of a model for one bucket, compiled.
+pub(crate) struct Compiled<D: Device> {
+    executable: Arc<D::Executable>,
+    sources: Vec<Source>,
+}
+
+impl<D: Device> Clone for Compiled<D> {
+    fn clone(&self) -> Self {
+        Compiled { executable: self.executable.clone(), sources: self.sources.clone() }
+    }
+}
+
+impl<D: Device> Compiled<D> {
+    /// Runs it on inputs and on constants of these numbers.
+    pub(crate) fn run<'a>(
+        &self,
+        device: &D,
+        inputs: Vec<Argument<'a, D::Buffer>>,
+        constants: &[usize],
+        placed: &'a HashMap<usize, D::Buffer>,
+        zero: &'a D::Buffer,
+    ) -> Result<Vec<D::Buffer>, DeviceError> {
+        let mut inputs: Vec<Option<Argument<'a, D::Buffer>>> = inputs.into_iter().map(Some).collect();
+        let arguments = self.sources.iter().filter_map(|source| match *source {
+            Source::Input(index) => inputs[index].take(),
+            Source::Constant(index) => placed.get(&constants[index]).map(Argument::Kept),
+            Source::Zero => Some(Argument::Kept(zero)),
+        });
+        device.run(&self.executable, arguments.collect())
+    }
+}
+
+/// Layers that compute the same on other weights.
+struct Kind {
+    /// One of them.
+    layer: usize,
+    module: Vec<u8>,
+}
+
+/// The programs of a model that were compiled so far.
+pub(crate) struct Programs<D: Device> {
+    recorder: Recorder,
+    kinds: Vec<Kind>,
+    /// Kind and constants of each layer.
+    layers: Vec<(usize, Vec<usize>)>,
+    embed: HashMap<usize, (Compiled<D>, Vec<usize>)>,
+    kind: HashMap<(usize, usize, usize), Compiled<D>>,
+    head: HashMap<(usize, usize), (Compiled<D>, Vec<usize>)>,
+}
+
+/// What a step runs: a program and its constants for the embedding, each layer and, if logits are wanted, the head.
+pub(crate) struct StepPrograms<D: Device> {
+    pub(crate) embed: (Compiled<D>, Vec<usize>),
+    pub(crate) layers: Vec<(Compiled<D>, Vec<usize>)>,
+    pub(crate) head: Option<(Compiled<D>, Vec<usize>)>,
+}
+
+/// Why a part of a model could not be compiled.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum CompileError {
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl<D: Device> Programs<D> {
+    /// Finds the kinds of a model's layers by recording each for the smallest bucket.
+    pub(crate) fn new(
+        device: &D,
+        recorder: Recorder,
+        layers: usize,
+        smallest: Bucket,
+    ) -> Result<Self, GraphError> {
+        let mut programs = Programs {
+            recorder,
+            kinds: Vec::new(),
+            layers: Vec::new(),
+            embed: HashMap::new(),
+            kind: HashMap::new(),
+            head: HashMap::new(),
+        };
+        for layer in 0..layers {
+            let graph = programs.recorder.layer(layer, smallest)?;
+            let module = layer_program(device, &graph, layer, "layer".into()).bytes();
+            let known = programs.kinds.iter().position(|kind| kind.module == module);
+            let kind = known.unwrap_or_else(|| {
+                programs.kinds.push(Kind { layer, module });
+                programs.kinds.len() - 1
+            });
+            programs.layers.push((kind, constants(&graph)));
+        }
+        Ok(programs)
+    }
+
+    /// The programs of a bucket, compiled now where they were not before.
+    pub(crate) fn step(&mut self, device: &D, bucket: Bucket) -> Result<StepPrograms<D>, CompileError> {
+        let embed = self.embed(device, bucket)?;
+        let mut kinds = Vec::with_capacity(self.kinds.len());
+        for kind in 0..self.kinds.len() {
+            kinds.push(self.kind(device, kind, bucket)?);
+        }
+        let layers = self.layers.iter().map(|(kind, constants)| (kinds[*kind].clone(), constants.clone()));
+        let layers = layers.collect();
+        let head = if bucket.logits == 0 { None } else { Some(self.head(device, bucket)?) };
+        Ok(StepPrograms { embed, layers, head })
+    }
+
+    fn embed(&mut self, device: &D, bucket: Bucket) -> Result<(Compiled<D>, Vec<usize>), CompileError> {
+        if let Some(known) = self.embed.get(&bucket.tokens) {
+            return Ok(known.clone());
+        }
+        let graph = self.recorder.embed(bucket)?;
+        let name = format!("embed_t{}", bucket.tokens);
+        let compiled = compile(device, &lower(&graph, &device.options(name)))?;
+        let entry = self.embed.entry(bucket.tokens).or_insert((compiled, constants(&graph)));
+        Ok(entry.clone())
+    }
+
+    fn kind(&mut self, device: &D, kind: usize, bucket: Bucket) -> Result<Compiled<D>, CompileError> {
+        let key = (kind, bucket.tokens, bucket.context);
+        if let Some(known) = self.kind.get(&key) {
+            return Ok(known.clone());
+        }
+        let layer = self.kinds[kind].layer;
+        let graph = self.recorder.layer(layer, bucket)?;
+        assert_eq!(constants(&graph), self.layers[layer].1, "a layer has the same constants in every bucket");
+        let name = format!("layer{kind}_t{}_c{}", bucket.tokens, bucket.context);
+        let compiled = compile(device, &layer_program(device, &graph, layer, name))?;
+        Ok(self.kind.entry(key).or_insert(compiled).clone())
+    }
+
+    fn head(&mut self, device: &D, bucket: Bucket) -> Result<(Compiled<D>, Vec<usize>), CompileError> {
+        let key = (bucket.tokens, bucket.logits);
+        if let Some(known) = self.head.get(&key) {
+            return Ok(known.clone());
+        }
+        let graph = self.recorder.head(bucket)?;
+        let name = format!("head_t{}_r{}", bucket.tokens, bucket.logits);
+        let compiled = compile(device, &lower(&graph, &device.options(name)))?;
+        Ok(self.head.entry(key).or_insert((compiled, constants(&graph))).clone())
+    }
+}
+
+/// A constant that every guarded module takes.
+pub(crate) fn zero<D: Device>(device: &D) -> Result<D::Buffer, DeviceError> {
+    let zero = HostTensor::of([], &[0i32]).expect("four bytes fill one i32");
+    device.upload(&zero)
+}
+
+fn layer_program<D: Device>(device: &D, graph: &Graph, layer: usize, name: String) -> Program {
+    let mut options = device.options(name);
+    options.relative_to = Some(format!("model.layers.{layer}."));
+    lower(graph, &options)
+}
+
+fn compile<D: Device>(device: &D, program: &Program) -> Result<Compiled<D>, DeviceError> {
+    let executable = Arc::new(device.compile(program)?);
+    Ok(Compiled { executable, sources: program.parameters.iter().map(|it| it.source).collect() })
+}
+
+fn constants(graph: &Graph) -> Vec<usize> {
+    graph.constants().iter().map(|constant| constant.number).collect()
+}
+
+/// The map behind a lock that no panic can leave half-changed.
+pub(crate) fn locked<D: Device>(
+    constants: &Constants<D>,
+) -> std::sync::MutexGuard<'_, HashMap<usize, D::Buffer>> {
+    constants.lock().unwrap_or_else(PoisonError::into_inner)
+}
