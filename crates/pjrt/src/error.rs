@@ -99,7 +99,7 @@ pub enum PjrtError {
         why: String,
     },
     /// A directory or file of the executable cache.
-    #[error("{}: the cache of executables cannot be used: {why}; give another directory, or make it readable", path.display())]
+    #[error("{}: the cache of executables cannot be used: {why}; give another directory, or correct the rights to it", path.display())]
     Cache {
         /// The directory or file.
         path: PathBuf,
@@ -163,7 +163,7 @@ impl Code {
                 "correct the program, its arguments or the options"
             }
             Code::PermissionDenied | Code::Unauthenticated => "check the rights to the device",
-            _ => "check the device and the plugin's own log",
+            _ => "check the program, the device, and what the plugin has logged",
         }
     }
 }

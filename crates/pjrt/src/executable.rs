@@ -20,7 +20,8 @@ pub struct Executable {
 /// A buffer for a parameter of a program.
 #[derive(Debug)]
 pub enum Argument<'a> {
-    /// Read, and still there afterwards.
+    /// Read, and still there afterwards. Where the program aliases the parameter to an output it is copied, which some
+    /// plugins refuse if the program demands the alias.
     Borrowed(&'a Buffer),
     /// Given away: where the program aliases the parameter to an output, its memory becomes the output's; it is freed
     /// otherwise.
@@ -348,3 +349,6 @@ impl Drop for Handles {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

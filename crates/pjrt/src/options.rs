@@ -20,7 +20,8 @@ impl Format {
 
 /// How a program is laid over devices, and how it is compiled.
 ///
-/// A program is compiled as it is for each partition: collectives must be in it, no partitioner runs.
+/// Replicas run the program as it is, with the collectives that are in it. Partitions run what XLA's partitioner makes of
+/// it by the shardings that it is marked with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompileOptions {
     /// Copies of the program that run in parallel; at least 1.
@@ -48,6 +49,10 @@ impl CompileOptions {
         let mut build = Vec::new();
         proto::write_integer(&mut build, 4, self.replicas as u64);
         proto::write_integer(&mut build, 5, self.partitions as u64);
+        if self.partitions > 1 {
+            // XLA refuses several partitions without its partitioner.
+            proto::write_integer(&mut build, 6, 1);
+        }
         if !self.devices.is_empty() {
             proto::write_bytes(&mut build, 9, &self.assignment(ids));
         }
@@ -65,7 +70,7 @@ impl CompileOptions {
     fn check(&self, device_count: usize) -> Result<(), PjrtError> {
         let wrong = |why: String| Err(PjrtError::Options { why });
         let (replicas, partitions) = (self.replicas, self.partitions);
-        let count = replicas.checked_mul(partitions).unwrap_or(usize::MAX);
+        let count = replicas.saturating_mul(partitions);
         if count == 0 || count > device_count {
             return wrong(format!(
                 "{replicas} replicas of {partitions} partitions on a client with {device_count} devices"
