@@ -27,7 +27,11 @@ fn cpu() -> Cpu {
     Cpu::builder().threads(2).build().unwrap()
 }
 
-fn compiled(checkpoint: &Checkpoint, config: &RunnerConfig, pages: Option<usize>) -> CompiledRunner<PjrtDevice> {
+fn compiled(
+    checkpoint: &Checkpoint,
+    config: &RunnerConfig,
+    pages: Option<usize>,
+) -> CompiledRunner<PjrtDevice> {
     let device = PjrtDevice::new(client(), 0).unwrap();
     let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, config, None).unwrap();
     let plan = MemoryPlan { pages: pages.unwrap_or(plan.pages), ..plan };
@@ -46,6 +50,7 @@ fn assert_same(what: &str, expected: &[f32], found: &[f32]) {
 /// Chunks that fill a bucket and such that are padded, beyond one tile of attention.
 #[test]
 fn chunks_of_every_model() {
+    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
     for name in NAMES.into_iter().chain(GGUF) {
         let checkpoint = tiny(name);
         let tokens = prompt();

@@ -91,7 +91,10 @@ impl Lowering<'_> {
         let graph = self.graph;
         let node = graph.node(id);
         self.builder.set_origin(
-            graph.scope(id).map(|scope| Metadata { op_type: node.op.name().into(), op_name: scope.into() }),
+            graph.scope(id).map(|scope| Metadata {
+                op_type: node.op.name().into(),
+                op_name: self.options.relative(scope),
+            }),
         );
         let value = self.lower(node);
         self.values.push(value);
@@ -241,7 +244,7 @@ impl Lowering<'_> {
         let is_integer = |element| matches!(element, ElementType::S8 | ElementType::U8 | ElementType::S32);
         match (x.element, to) {
             (ElementType::F32 | ElementType::F16 | ElementType::Bf16, to) if is_integer(to) => {
-                self.to_integer(x, to)
+                self.integer_of(x, to)
             }
             (_, ElementType::F16 | ElementType::Bf16) => {
                 let value = self.builder.convert("convert", x, to);
@@ -252,7 +255,7 @@ impl Lowering<'_> {
     }
 
     /// Toward zero, saturating, NaN to 0: what a conversion does outside of the integers is each device's own.
-    fn to_integer(&mut self, x: &Value, to: ElementType) -> Value {
+    fn integer_of(&mut self, x: &Value, to: ElementType) -> Value {
         let x = self.builder.convert("convert", x, ElementType::F32);
         let (low, high) = match to {
             ElementType::S8 => (-128.0, 127.0),

@@ -1,7 +1,9 @@
 use samebits_hlo::{Argument as Given, Device as Compiles, DeviceError, Options, Program};
 use samebits_tensor::{DType, HostTensor};
 
-use crate::{Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError, Value};
+use crate::{
+    Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError, Value,
+};
 
 /// One device of a client, for modules of [`samebits_hlo`].
 pub struct PjrtDevice {

@@ -1,6 +1,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use samebits_graph::{Graph, GraphError};
@@ -169,7 +170,10 @@ fn layer_program<D: Device>(device: &D, graph: &Graph, layer: usize, name: Strin
 }
 
 fn compile<D: Device>(device: &D, program: &Program) -> Result<Compiled<D>, DeviceError> {
+    let start = Instant::now();
     let executable = Arc::new(device.compile(program)?);
+    let (module, seconds) = (program.module.name.as_str(), start.elapsed().as_secs_f64());
+    tracing::info!(module, device = device.name(), seconds, "compiled");
     Ok(Compiled { executable, sources: program.parameters.iter().map(|it| it.source).collect() })
 }
 
