@@ -32,7 +32,7 @@ impl Kind {
             FormatKind::Blocks32 { .. } => (32, 32),
             FormatKind::Blocks256 { sub_len, .. } => (256, sub_len),
         };
-        with_codec!(format, C => Kind { block, part: C::PART.min(sub), offset: C::OFFSET })
+        with_codec!(format, C => Kind { block, part: C::summed(sub), offset: C::OFFSET })
     }
 
     /// Where dots of a part start.
