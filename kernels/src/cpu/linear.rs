@@ -13,7 +13,7 @@ use super::{
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
     quantize::{Rows, Tile},
-    simd::{Simd, ZERO, ZERO_BITS, prefetch, prefetch_far, prefetch_near},
+    simd::{FAR, Simd, ZERO, ZERO_BITS, prefetch, prefetch_near},
 };
 
 /// Quantised activations times the transpose of the rows in `panels`, into `out [m, rows]`. The last panel may have fewer
@@ -79,12 +79,16 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
             }
         }
         for (p, panel) in self.task.panels.chunks_exact(self.task.layout.bytes()).enumerate() {
-            for (start, width) in self.task.x.tiles_from(shared) {
-                match width {
-                    8 => self.narrow::<S, 8>(s, p, panel, start),
-                    4 => self.narrow::<S, 4>(s, p, panel, start),
-                    2 => self.narrow::<S, 2>(s, p, panel, start),
-                    _ => self.narrow::<S, 1>(s, p, panel, start),
+            let tiles = self.task.x.tiles_from(shared);
+            let count = tiles.clone().count();
+            for (tile, (start, width)) in tiles.enumerate() {
+                match (width, count) {
+                    (8, 4..) if B::LEN == 32 => self.narrow::<S, 8, 4>(s, p, panel, start, tile),
+                    (8, 2..) if B::LEN == 32 => self.narrow::<S, 8, 2>(s, p, panel, start, tile),
+                    (8, _) => self.narrow::<S, 8, 1>(s, p, panel, start, tile),
+                    (4, _) => self.narrow::<S, 4, 1>(s, p, panel, start, tile),
+                    (2, _) => self.narrow::<S, 2, 1>(s, p, panel, start, tile),
+                    _ => self.narrow::<S, 1, 1>(s, p, panel, start, tile),
                 }
             }
         }
@@ -161,12 +165,20 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         }
     }
 
-    /// One panel by `T` tokens.
+    /// One panel by `T` tokens, the tile `tile` of some of which `N` share in asking for the next panel.
     #[inline(always)]
-    fn narrow<S: Simd, const T: usize>(&mut self, s: S, p: usize, panel: &[u8], start: usize) {
+    fn narrow<S: Simd, const T: usize, const N: usize>(
+        &mut self,
+        s: S,
+        p: usize,
+        panel: &[u8],
+        start: usize,
+        tile: usize,
+    ) {
         if T > S::TILE {
             return;
         }
+        let ahead = if N == 1 { FAR } else { panel.len() + 64 * (tile % N) };
         let x = self.task.x.tile(start, T);
         let blocks = DOT_SPAN / B::LEN;
         let spans = panel
@@ -179,7 +191,7 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         let mut total = [s.splat(0.0); T];
         for (((((span, q), scale), float_sums), bias), sums) in spans {
             let x = Tile { q, scale, float_sums, bias, sums };
-            let acc = packed_span::<S, C, B, T>(s, span, x);
+            let acc = packed_span::<S, C, B, T, N>(s, span, x, ahead);
             for (total, acc) in total.iter_mut().zip(acc) {
                 *total = s.add(*total, acc);
             }
@@ -314,12 +326,13 @@ trait BlockKind {
     fn parts<C: Codec>() -> usize;
     /// Where the scales of a block are.
     fn side(exponents: bool) -> Side;
-    /// One panel: a unit in registers meets one token after the other.
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    /// One panel: a unit in registers meets one token after the other. See [`ask_ahead`].
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     );
     /// Converts the scales of a block once for many tiles, where that is worth it.
@@ -346,31 +359,37 @@ fn tile_blocks<C: Codec, B: BlockKind, const T: usize>(x: Tile<'_>) -> impl Iter
 
 /// One accumulator a token for the blocks of a span, in order.
 #[inline(always)]
-fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize>(s: S, span: &[u8], x: Tile<'_>) -> [S::F; T] {
+fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize, const N: usize>(
+    s: S,
+    span: &[u8],
+    x: Tile<'_>,
+    ahead: usize,
+) -> [S::F; T] {
     let mut acc = [s.splat(0.0); T];
     let (units, sides) = split::<C, B>(span);
     let [unit_bytes, side_bytes] = block_bytes::<C, B>();
     for ((units, side), x) in
         units.chunks_exact(unit_bytes).zip(sides.chunks_exact(side_bytes)).zip(tile_blocks::<C, B, T>(x))
     {
-        ask_ahead(s, side);
-        B::packed::<S, C, T>(s, units, side, x, &mut acc);
+        ask_ahead::<S, N>(s, side, ahead);
+        B::packed::<S, C, T, N>(s, units, side, x, ahead, &mut acc);
     }
     acc
 }
 
 /// The eight groups of a unit.
 #[inline(always)]
-fn decode<S: Simd, C: Codec>(s: S, unit: &[u8]) -> [S::I; 8] {
-    ask_ahead(s, unit);
+fn decode<S: Simd, C: Codec, const N: usize>(s: S, unit: &[u8], ahead: usize) -> [S::I; 8] {
+    ask_ahead::<S, N>(s, unit, ahead);
     C::decode(s, unit)
 }
 
-/// Asks for what will be read some time and soon after a part of a panel. A core that asks for a whole block at once has no
-/// room for what it reads itself.
+/// Asks for one of `N` lines `ahead` bytes after a part of a panel, and for what is read soon. A core that asks for a whole block at
+/// once has no room for what it reads itself.
 #[inline(always)]
-fn ask_ahead<S: Simd>(s: S, weights: &[u8]) {
-    prefetch_far(s, weights);
+fn ask_ahead<S: Simd, const N: usize>(s: S, weights: &[u8], ahead: usize) {
+    let lines = (0..weights.len()).step_by(64 * N);
+    lines.for_each(|line| s.prefetch_ahead::<false>(weights, ahead + line));
     prefetch_near(s, weights);
 }
 
@@ -463,14 +482,15 @@ impl<const MIN: bool> BlockKind for Of32<MIN> {
     }
 
     #[inline(always)]
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     ) {
-        let unit = decode::<S, C>(s, units);
+        let unit = decode::<S, C, N>(s, units, ahead);
         let scales = Self::scales::<S, C>(s, side);
         for (t, acc) in acc.iter_mut().enumerate() {
             let zero = start::<S, C>(s, ZERO_BITS, x.bias, t);
@@ -578,16 +598,17 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
     }
 
     #[inline(always)]
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     ) {
         let mut isum = [s.splat_i32(0); T];
         for (u, unit) in units.chunks_exact(C::UNIT).enumerate() {
-            let unit = decode::<S, C>(s, unit);
+            let unit = decode::<S, C, N>(s, unit, ahead);
             for (part, groups) in parts(C::PART.min(SUB)).enumerate() {
                 let sub_scale = Self::sub_scale(s, side, (32 * u + 4 * groups.start) / SUB);
                 let part = u * Self::parts::<C>() / 8 + part;

@@ -211,6 +211,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Cuts tokens into tiles whose widths are powers of two.
+#[derive(Clone)]
 pub(super) struct Tiles {
     pub(super) next: usize,
     pub(super) end: usize,
