@@ -165,7 +165,8 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         }
     }
 
-    /// One panel by `T` tokens, the tile `tile` of some of which `N` share in asking for the next panel.
+    /// One panel by `T` tokens, which are tile `tile` of several. Of these `N` share in asking for the next panel, so that
+    /// memory is as busy in the last as in the first; one alone asks for what comes [`FAR`] after it.
     #[inline(always)]
     fn narrow<S: Simd, const T: usize, const N: usize>(
         &mut self,
@@ -233,9 +234,16 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     ) {
         for t in 0..T {
             let row = self.task.out.row(start + t);
-            for (i, acc) in acc.iter().enumerate() {
-                let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
-                store_at(s, s.add(before, acc[t]), row, p + i);
+            let Some(whole) = row[LANES * p..].as_chunks_mut().0.first_chunk_mut::<P>() else {
+                for (i, acc) in acc.iter().enumerate() {
+                    let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
+                    store_at(s, s.add(before, acc[t]), row, p + i);
+                }
+                continue;
+            };
+            for (out, acc) in whole.iter_mut().zip(&acc) {
+                let before = if span == 0 { s.splat(0.0) } else { s.load(out) };
+                s.store(s.add(before, acc[t]), out);
             }
         }
     }
@@ -384,8 +392,8 @@ fn decode<S: Simd, C: Codec, const N: usize>(s: S, unit: &[u8], ahead: usize) ->
     C::decode(s, unit)
 }
 
-/// Asks for one of `N` lines `ahead` bytes after a part of a panel, and for what is read soon. A core that asks for a whole block at
-/// once has no room for what it reads itself.
+/// Asks for one of `N` lines `ahead` bytes after a part of a panel, and for what is read soon. A core that asks for a whole
+/// block at once has no room for what it reads itself.
 #[inline(always)]
 fn ask_ahead<S: Simd, const N: usize>(s: S, weights: &[u8], ahead: usize) {
     let lines = (0..weights.len()).step_by(64 * N);
