@@ -21,7 +21,7 @@ use crate::{Cpu, packed::PackedWeight, threads::Threads};
 const MAGIC: &[u8; 8] = b"SAMEPACK";
 
 /// Changes with the layout of panels, and with what [`samebits_tensor::HostWeight`] holds of a file.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Panels start on a page, so that a vector's load is aligned.
 const ALIGNMENT: usize = 4096;

@@ -22,6 +22,12 @@ pub(super) trait Codec {
     /// Whether scales are powers of two, stored as exponents.
     const EXPONENTS: bool = false;
 
+    /// Columns of activations that are summed: those of a dot where it starts with their sum, and else of a sub-block.
+    #[inline(always)]
+    fn summed(sub: usize) -> usize {
+        if Self::OFFSET == 0 { sub } else { Self::PART.min(sub) }
+    }
+
     /// The eight groups of a unit.
     fn decode<S: Simd>(s: S, unit: &[u8]) -> [S::I; 8];
     /// Byte `byte` of group `group`.
@@ -71,7 +77,7 @@ linear_codec!(
 );
 linear_codec!(
     /// Q4_1 and Q4_K.
-    Unsigned4, Bits4, offset 0, largest 15
+    Unsigned4, Bits4, offset 0, largest 15, part 16
 );
 linear_codec!(
     /// Q5_0.

@@ -13,7 +13,7 @@ use super::{
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
     quantize::{Rows, Tile},
-    simd::{Simd, ZERO, ZERO_BITS, prefetch, prefetch_far, prefetch_near},
+    simd::{FAR, Simd, ZERO, ZERO_BITS, prefetch, prefetch_near},
 };
 
 /// Quantised activations times the transpose of the rows in `panels`, into `out [m, rows]`. The last panel may have fewer
@@ -79,12 +79,16 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
             }
         }
         for (p, panel) in self.task.panels.chunks_exact(self.task.layout.bytes()).enumerate() {
-            for (start, width) in self.task.x.tiles_from(shared) {
-                match width {
-                    8 => self.narrow::<S, 8>(s, p, panel, start),
-                    4 => self.narrow::<S, 4>(s, p, panel, start),
-                    2 => self.narrow::<S, 2>(s, p, panel, start),
-                    _ => self.narrow::<S, 1>(s, p, panel, start),
+            let tiles = self.task.x.tiles_from(shared);
+            let count = tiles.clone().count();
+            for (tile, (start, width)) in tiles.enumerate() {
+                match (width, count) {
+                    (8, 4..) if B::LEN == 32 => self.narrow::<S, 8, 4>(s, p, panel, start, tile),
+                    (8, 2..) if B::LEN == 32 => self.narrow::<S, 8, 2>(s, p, panel, start, tile),
+                    (8, _) => self.narrow::<S, 8, 1>(s, p, panel, start, tile),
+                    (4, _) => self.narrow::<S, 4, 1>(s, p, panel, start, tile),
+                    (2, _) => self.narrow::<S, 2, 1>(s, p, panel, start, tile),
+                    _ => self.narrow::<S, 1, 1>(s, p, panel, start, tile),
                 }
             }
         }
@@ -95,8 +99,6 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
 const CACHED: usize = 256 << 10;
 
 impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
-    const SPAN_UNITS: usize = DOT_SPAN / 32;
-
     /// Tiles from which on decoding weights to memory, once for all, is cheaper than decoding them to registers for each: more
     /// where that is a mask and a shift.
     const WORTH_STAGING: usize = if B::LEN == 32 && C::UNIT <= 256 { 5 } else { 3 };
@@ -144,18 +146,18 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         let spans = self.task.layout.cols().div_ceil(DOT_SPAN);
         for span in 0..spans {
             let panels: [_; P] = std::array::from_fn(|i| self.panel_span(p + i, span));
-            for (stage, (units, sides)) in stage.iter_mut().zip(panels) {
-                stage.decode::<S, C, B>(s, units, sides);
+            let sides = panels.map(|span| split::<C, B>(span).1);
+            for (stage, span) in stage.iter_mut().zip(panels) {
+                stage.decode::<S, C, B>(s, span);
             }
-            let sides = panels.map(|(_, sides)| sides);
-            let next = match Self::SPAN_UNITS * C::UNIT {
+            let next = match span_bytes::<C, B>() {
                 len if span + 1 < spans => len,
                 len => P * self.task.layout.bytes() - span * len,
             };
             for (tile, start) in tokens.clone().step_by(T).enumerate() {
-                for (units, _) in panels {
-                    let lines = units.len().div_ceil(64).div_ceil(tokens.len() / T);
-                    prefetch(s, part(units, tile, 64 * lines), next);
+                for span in panels {
+                    let lines = span.len().div_ceil(64).div_ceil(tokens.len() / T);
+                    prefetch(s, part(span, tile, 64 * lines), next);
                 }
                 let acc = staged_span::<S, C, B, P, T>(s, stage, sides, self.x_span(start, T, span));
                 self.accumulate(s, p, start, span, acc);
@@ -163,27 +165,34 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         }
     }
 
-    /// One panel by `T` tokens.
+    /// One panel by `T` tokens, which are tile `tile` of several. Of these `N` share in asking for the next panel, so that
+    /// memory is as busy in the last as in the first; one alone asks for what comes [`FAR`] after it.
     #[inline(always)]
-    fn narrow<S: Simd, const T: usize>(&mut self, s: S, p: usize, panel: &[u8], start: usize) {
+    fn narrow<S: Simd, const T: usize, const N: usize>(
+        &mut self,
+        s: S,
+        p: usize,
+        panel: &[u8],
+        start: usize,
+        tile: usize,
+    ) {
         if T > S::TILE {
             return;
         }
-        let (units, sides) = panel.split_at(self.task.layout.units_bytes());
+        let ahead = if N == 1 { FAR } else { panel.len() + 64 * (tile % N) };
         let x = self.task.x.tile(start, T);
         let blocks = DOT_SPAN / B::LEN;
-        let spans = units
-            .chunks(Self::SPAN_UNITS * C::UNIT)
-            .zip(sides.chunks(blocks * B::side(C::EXPONENTS).bytes))
+        let spans = panel
+            .chunks(span_bytes::<C, B>())
             .zip(x.q.chunks(T * DOT_SPAN))
             .zip(x.scale.chunks(T * blocks))
             .zip(x.float_sums.chunks(T * blocks))
             .zip(x.bias.chunks(T * blocks * B::parts::<C>()))
             .zip(x.sums.chunks(T * blocks * B::parts::<C>()));
         let mut total = [s.splat(0.0); T];
-        for ((((((units, sides), q), scale), float_sums), bias), sums) in spans {
+        for (((((span, q), scale), float_sums), bias), sums) in spans {
             let x = Tile { q, scale, float_sums, bias, sums };
-            let acc = packed_span::<S, C, B, T>(s, units, sides, x);
+            let acc = packed_span::<S, C, B, T, N>(s, span, x, ahead);
             for (total, acc) in total.iter_mut().zip(acc) {
                 *total = s.add(*total, acc);
             }
@@ -193,16 +202,10 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         }
     }
 
-    /// The units and the scales of a span of a panel.
+    /// A span of a panel.
     #[inline(always)]
-    fn panel_span(&self, p: usize, span: usize) -> (&'a [u8], &'a [u8]) {
-        let Task { layout, panels, .. } = self.task;
-        let panel = &panels[p * layout.bytes()..(p + 1) * layout.bytes()];
-        let (units, sides) = panel.split_at(layout.units_bytes());
-        let per_span = DOT_SPAN / B::LEN;
-        let side = B::side(C::EXPONENTS).bytes;
-        let sides = &sides[..layout.blocks() * side];
-        (part(units, span, Self::SPAN_UNITS * C::UNIT), part(sides, span, per_span * side))
+    fn panel_span(&self, p: usize, span: usize) -> &'a [u8] {
+        part(part(self.task.panels, p, self.task.layout.bytes()), span, span_bytes::<C, B>())
     }
 
     /// The part of a tile in a span.
@@ -231,12 +234,41 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     ) {
         for t in 0..T {
             let row = self.task.out.row(start + t);
-            for (i, acc) in acc.iter().enumerate() {
-                let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
-                store_at(s, s.add(before, acc[t]), row, p + i);
+            let Some(whole) = row[LANES * p..].as_chunks_mut().0.first_chunk_mut::<P>() else {
+                for (i, acc) in acc.iter().enumerate() {
+                    let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
+                    store_at(s, s.add(before, acc[t]), row, p + i);
+                }
+                continue;
+            };
+            for (out, acc) in whole.iter_mut().zip(&acc) {
+                let before = if span == 0 { s.splat(0.0) } else { s.load(out) };
+                s.store(s.add(before, acc[t]), out);
             }
         }
     }
+}
+
+/// Bytes of a block of 16 rows: of its units, and of its scales.
+#[inline(always)]
+fn block_bytes<C: Codec, B: BlockKind>() -> [usize; 2] {
+    [B::LEN / 32 * C::UNIT, B::side(C::EXPONENTS).bytes]
+}
+
+/// Bytes of a whole span of a panel.
+#[inline(always)]
+fn span_bytes<C: Codec, B: BlockKind>() -> usize {
+    let [units, side] = block_bytes::<C, B>();
+    DOT_SPAN / B::LEN * (units + side)
+}
+
+/// The units and the scales of a span, which may end with less than a block.
+#[inline(always)]
+fn split<C: Codec, B: BlockKind>(span: &[u8]) -> (&[u8], &[u8]) {
+    let [units, side] = block_bytes::<C, B>();
+    let blocks = span.len() / (units + side);
+    let (units, sides) = span.split_at(blocks * units);
+    (units, &sides[..blocks * side])
 }
 
 /// Part `i` of a slice cut every `len` elements.
@@ -270,7 +302,8 @@ impl Stage {
     }
 
     #[inline(always)]
-    fn decode<S: Simd, C: Codec, B: BlockKind>(&mut self, s: S, units: &[u8], sides: &[u8]) {
+    fn decode<S: Simd, C: Codec, B: BlockKind>(&mut self, s: S, span: &[u8]) {
+        let (units, sides) = split::<C, B>(span);
         for (unit, out) in units.chunks_exact(C::UNIT).zip(&mut self.units) {
             for (group, out) in C::decode(s, unit).into_iter().zip(out) {
                 s.store_bytes(group, out);
@@ -301,12 +334,13 @@ trait BlockKind {
     fn parts<C: Codec>() -> usize;
     /// Where the scales of a block are.
     fn side(exponents: bool) -> Side;
-    /// One panel: a unit in registers meets one token after the other.
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    /// One panel: a unit in registers meets one token after the other. See [`ask_ahead`].
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     );
     /// Converts the scales of a block once for many tiles, where that is worth it.
@@ -333,21 +367,38 @@ fn tile_blocks<C: Codec, B: BlockKind, const T: usize>(x: Tile<'_>) -> impl Iter
 
 /// One accumulator a token for the blocks of a span, in order.
 #[inline(always)]
-fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize>(
+fn packed_span<S: Simd, C: Codec, B: BlockKind, const T: usize, const N: usize>(
     s: S,
-    units: &[u8],
-    sides: &[u8],
+    span: &[u8],
     x: Tile<'_>,
+    ahead: usize,
 ) -> [S::F; T] {
     let mut acc = [s.splat(0.0); T];
-    let units = units.chunks_exact(C::UNIT * (B::LEN / 32));
-    let sides = sides.chunks_exact(B::side(C::EXPONENTS).bytes);
-    for ((units, side), x) in units.zip(sides).zip(tile_blocks::<C, B, T>(x)) {
-        prefetch_far(s, units);
-        prefetch_near(s, units);
-        B::packed::<S, C, T>(s, units, side, x, &mut acc);
+    let (units, sides) = split::<C, B>(span);
+    let [unit_bytes, side_bytes] = block_bytes::<C, B>();
+    for ((units, side), x) in
+        units.chunks_exact(unit_bytes).zip(sides.chunks_exact(side_bytes)).zip(tile_blocks::<C, B, T>(x))
+    {
+        ask_ahead::<S, N>(s, side, ahead);
+        B::packed::<S, C, T, N>(s, units, side, x, ahead, &mut acc);
     }
     acc
+}
+
+/// The eight groups of a unit.
+#[inline(always)]
+fn decode<S: Simd, C: Codec, const N: usize>(s: S, unit: &[u8], ahead: usize) -> [S::I; 8] {
+    ask_ahead::<S, N>(s, unit, ahead);
+    C::decode(s, unit)
+}
+
+/// Asks for one of `N` lines `ahead` bytes after a part of a panel, and for what is read soon. A core that asks for a whole
+/// block at once has no room for what it reads itself.
+#[inline(always)]
+fn ask_ahead<S: Simd, const N: usize>(s: S, weights: &[u8], ahead: usize) {
+    let lines = (0..weights.len()).step_by(64 * N);
+    lines.for_each(|line| s.prefetch_ahead::<false>(weights, ahead + line));
+    prefetch_near(s, weights);
 }
 
 /// [`packed_span`] of several panels.
@@ -439,14 +490,15 @@ impl<const MIN: bool> BlockKind for Of32<MIN> {
     }
 
     #[inline(always)]
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     ) {
-        let unit = C::decode(s, units);
+        let unit = decode::<S, C, N>(s, units, ahead);
         let scales = Self::scales::<S, C>(s, side);
         for (t, acc) in acc.iter_mut().enumerate() {
             let zero = start::<S, C>(s, ZERO_BITS, x.bias, t);
@@ -520,17 +572,16 @@ impl<const MIN: bool> Of32<MIN> {
     }
 }
 
-/// The groups of the parts of a unit with sub-blocks of `sub` columns.
+/// The groups of the parts of a unit that have `cols` columns each.
 #[inline(always)]
-fn parts<C: Codec>(sub: usize) -> impl Iterator<Item = Range<usize>> {
-    let groups = C::PART.min(sub) / 4;
-    (0..8).step_by(groups).map(move |start| start..start + groups)
+fn parts(cols: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..8).step_by(cols / 4).map(move |start| start..start + cols / 4)
 }
 
-/// `sum + dot * scale`, where `dot` is over a part and `scale` fits i8.
+/// `sum + dot * scale`, where `dot` is over `cols` columns and `scale` fits i8.
 #[inline(always)]
-fn add_scaled<S: Simd, C: Codec>(s: S, sum: S::I, dot: S::I, scale: S::I, sub: usize) -> S::I {
-    match C::PART.min(sub) * C::LARGEST * 127 < 1 << 15 {
+fn add_scaled<S: Simd, C: Codec>(s: S, sum: S::I, dot: S::I, scale: S::I, cols: usize) -> S::I {
+    match cols * C::LARGEST * 127 < 1 << 15 {
         true => s.add_product_i16(sum, dot, scale),
         false => s.add_i32(sum, s.mul_i32(dot, scale)),
     }
@@ -546,7 +597,7 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
 
     #[inline(always)]
     fn parts<C: Codec>() -> usize {
-        256 / C::PART.min(SUB)
+        256 / C::summed(SUB)
     }
 
     #[inline(always)]
@@ -555,24 +606,25 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
     }
 
     #[inline(always)]
-    fn packed<S: Simd, C: Codec, const T: usize>(
+    fn packed<S: Simd, C: Codec, const T: usize, const N: usize>(
         s: S,
         units: &[u8],
         side: &[u8],
         x: Tile<'_>,
+        ahead: usize,
         acc: &mut [S::F; T],
     ) {
         let mut isum = [s.splat_i32(0); T];
         for (u, unit) in units.chunks_exact(C::UNIT).enumerate() {
-            let unit = C::decode(s, unit);
-            for (part, groups) in parts::<C>(SUB).enumerate() {
+            let unit = decode::<S, C, N>(s, unit, ahead);
+            for (part, groups) in parts(C::PART.min(SUB)).enumerate() {
                 let sub_scale = Self::sub_scale(s, side, (32 * u + 4 * groups.start) / SUB);
                 let part = u * Self::parts::<C>() / 8 + part;
                 for (t, isum) in isum.iter_mut().enumerate() {
                     let zero = start::<S, C>(s, 0, x.bias, t * Self::parts::<C>() + part);
                     let q = columns(x.q, 256 * t + 32 * u);
                     let dot = dot::<S, C>(s, zero, &unit, groups.clone(), q);
-                    *isum = add_scaled::<S, C>(s, *isum, dot, sub_scale, SUB);
+                    *isum = add_scaled::<S, C>(s, *isum, dot, sub_scale, C::PART.min(SUB));
                 }
             }
         }
@@ -596,7 +648,7 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
         for u in 0..8 {
             let unit = blocks.map(|block| &block.units[u]);
             let q = std::array::from_fn(|t| columns(x.q, 256 * t + 32 * u));
-            for (part, groups) in parts::<C>(SUB).enumerate() {
+            for (part, groups) in parts(C::summed(SUB)).enumerate() {
                 let sub = (32 * u + 4 * groups.start) / SUB;
                 let part = u * Self::parts::<C>() / 8 + part;
                 let at = |t| t * Self::parts::<C>() + part;
@@ -606,7 +658,7 @@ impl<const SUB: usize, const MIN: bool> BlockKind for Of256<SUB, MIN> {
                 for p in 0..P {
                     let sub_scale = Self::sub_scale(s, blocks[p].side, sub);
                     for t in 0..T {
-                        isum[p][t] = add_scaled::<S, C>(s, isum[p][t], dot[p][t], sub_scale, SUB);
+                        isum[p][t] = add_scaled::<S, C>(s, isum[p][t], dot[p][t], sub_scale, C::summed(SUB));
                     }
                 }
             }
@@ -623,7 +675,9 @@ impl<const SUB: usize, const MIN: bool> Of256<SUB, MIN> {
     #[inline(always)]
     fn sub_scale<S: Simd>(s: S, side: &[u8], sub: usize) -> S::I {
         let sub_scales = &side[Side::of(false, 256 / SUB, MIN).sub_scale + LANES * sub..];
-        s.load_i8(sub_scales.first_chunk().expect("16 scales"))
+        let sub_scales = sub_scales.first_chunk().expect("16 scales");
+        // Those of formats with minima have no sign, which spares an instruction.
+        if MIN { s.load_u8(sub_scales) } else { s.load_i8(sub_scales) }
     }
 
     #[inline(always)]

@@ -16,10 +16,12 @@ const PAIRS: u32 = 0x0303_0303;
 const BITS: u32 = 0x0101_0101;
 const SIGNS: u32 = 0x8080_8080;
 
-/// At most 16 rows of blocks of a quantised format, and the panel that they go to.
+/// At most 16 rows of blocks of a quantised format, and the span of a panel that some of them go to.
 pub(super) struct Packing<'a> {
     pub(super) rows: &'a [u8],
     pub(super) row_bytes: usize,
+    /// The first block of the span in a row.
+    pub(super) first: usize,
     /// The integers.
     pub(super) units: &'a mut [u8],
     /// The scales.
@@ -64,11 +66,11 @@ impl Packing<'_> {
         let vectors = self.units.as_chunks_mut::<4>().0.as_chunks_mut::<LANES>().0;
         let sides = self.side.chunks_exact_mut(self.at.bytes);
         let units_of_block = (vectors.len() / WORDS).checked_div(sides.len()).unwrap_or(0);
-        for (block, out) in sides.enumerate().take(self.row_bytes / BYTES) {
+        for (block, out) in sides.enumerate() {
             let start = block * units_of_block * WORDS;
             let vectors = &mut vectors[start..start + units_of_block * WORDS];
             for (lane, row) in self.rows.chunks_exact(self.row_bytes).enumerate().take(LANES) {
-                let bytes = &row.as_chunks::<BYTES>().0[block];
+                let bytes = &row.as_chunks::<BYTES>().0[self.first + block];
                 side(bytes, &self.at, lane, out);
                 for (i, vectors) in vectors.as_chunks_mut::<WORDS>().0.iter_mut().enumerate() {
                     store(vectors, lane, unit(bytes, i));

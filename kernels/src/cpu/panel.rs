@@ -1,12 +1,13 @@
 //! The packed layout of quantised weights.
 //!
-//! A panel holds 16 rows. First the integers of all columns, in units of 32 (see [`super::codec`]); then, for each
-//! block in order, its scales: 16 f16 (MXFP4: 16 exponent bytes); 16 f16 minima where the format has them; for each
-//! sub-block 16 i8 scales; for each pair of sub-blocks 16 pairs of u8 minima. Rows past the matrix are zero. The size
-//! is rounded up to 64 bytes, so that aligned panels stay aligned.
+//! A panel holds 16 rows, in spans of 512 columns, so that memory is read in order. A span has the integers of its columns, in
+//! units of 32 (see [`super::codec`]); then, for each block in order, its scales: 16 f16 (MXFP4: 16 exponent bytes); 16 f16
+//! minima where the format has them; for each sub-block 16 i8 scales; for each pair of sub-blocks 16 pairs of u8 minima. Rows
+//! past the matrix are zero. The size is rounded up to 64 bytes, so that aligned panels stay aligned; that of a whole span is
+//! a multiple of it.
 
 use half::f16;
-use samebits_tensor::{Format, FormatKind, PlainRowMut};
+use samebits_tensor::{Format, FormatKind, PlainRowMut, contract::DOT_SPAN};
 
 use super::{codec::Codec, pack::Packing};
 
@@ -96,7 +97,7 @@ impl PanelLayout {
 
     /// Bytes of one panel, a multiple of 64.
     pub fn bytes(&self) -> usize {
-        (self.units_bytes() + self.blocks() * self.side.bytes).next_multiple_of(64)
+        (self.cols / 32 * self.unit + self.blocks() * self.side.bytes).next_multiple_of(64)
     }
 
     /// Blocks in a row.
@@ -104,9 +105,10 @@ impl PanelLayout {
         self.cols / self.format.block_len()
     }
 
-    /// Bytes of the integers of a panel.
-    pub(super) fn units_bytes(&self) -> usize {
-        self.cols / 32 * self.unit
+    /// Bytes of the integers and of the scales of span `span`.
+    fn span_bytes(&self, span: usize) -> [usize; 2] {
+        let cols = (self.cols - span * DOT_SPAN).min(DOT_SPAN);
+        [cols / 32 * self.unit, cols / self.format.block_len() * self.side.bytes]
     }
 
     /// Packs at most 16 rows, encoded as their file holds them, into a panel of zeros.
@@ -119,9 +121,13 @@ impl PanelLayout {
         if row_bytes == 0 {
             return;
         }
-        let (units, side) = panel.split_at_mut(self.units_bytes());
-        let side = &mut side[..self.blocks() * self.side.bytes];
-        Packing { rows, row_bytes, units, side, at: self.side }.run(self.format);
+        let mut rest = panel;
+        for span in 0..self.cols.div_ceil(DOT_SPAN) {
+            let [units, side] =
+                self.span_bytes(span).map(|len| rest.split_off_mut(..len).expect("a whole span"));
+            let first = span * DOT_SPAN / self.format.block_len();
+            Packing { rows, row_bytes, first, units, side, at: self.side }.run(self.format);
+        }
     }
 
     /// The integers and scales of row `lane` of a panel, bit for bit what [`samebits_tensor::unpack_row`] gives.
@@ -130,17 +136,25 @@ impl PanelLayout {
     /// If a size does not fit the layout.
     pub fn unpack_row(&self, panel: &[u8], lane: usize, row: &mut PlainRowMut<'_>) {
         assert!(panel.len() == self.bytes() && lane < LANES, "lane {lane} of a panel of {self:?}");
+        let mut rest = panel;
+        for span in 0..self.cols.div_ceil(DOT_SPAN) {
+            let [units, side] = self.span_bytes(span).map(|len| rest.split_off(..len).expect("a whole span"));
+            self.unpack_units(units, lane, &mut row.q[span * DOT_SPAN..]);
+            let first = span * DOT_SPAN / self.format.block_len();
+            for (block, side) in side.chunks_exact(self.side.bytes).enumerate() {
+                self.unpack_side(side, lane, first + block, row);
+            }
+        }
+    }
+
+    fn unpack_units(&self, units: &[u8], lane: usize, q: &mut [i8]) {
         with_codec!(self.format, C => {
-            for (q, unit) in row.q.chunks_exact_mut(32).zip(panel.chunks_exact(C::UNIT)) {
+            for (q, unit) in q.chunks_exact_mut(32).zip(units.chunks_exact(C::UNIT)) {
                 for (i, q) in q.iter_mut().enumerate() {
                     *q = (i32::from(C::get(unit, i / 4, 4 * lane + i % 4)) - C::OFFSET) as i8;
                 }
             }
         });
-        let side = panel[self.units_bytes()..].chunks_exact(self.side.bytes);
-        for (block, side) in side.take(self.blocks()).enumerate() {
-            self.unpack_side(side, lane, block, row);
-        }
     }
 
     fn unpack_side(&self, side: &[u8], lane: usize, block: usize, row: &mut PlainRowMut<'_>) {

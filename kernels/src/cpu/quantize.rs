@@ -32,7 +32,7 @@ impl Kind {
             FormatKind::Blocks32 { .. } => (32, 32),
             FormatKind::Blocks256 { sub_len, .. } => (256, sub_len),
         };
-        with_codec!(format, C => Kind { block, part: C::PART.min(sub), offset: C::OFFSET })
+        with_codec!(format, C => Kind { block, part: C::summed(sub), offset: C::OFFSET })
     }
 
     /// Where dots of a part start.
@@ -211,6 +211,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Cuts tokens into tiles whose widths are powers of two.
+#[derive(Clone)]
 pub(super) struct Tiles {
     pub(super) next: usize,
     pub(super) end: usize,

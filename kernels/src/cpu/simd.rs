@@ -277,11 +277,14 @@ pub(super) const ZERO: f32 = 1.5 * (1u32 << 23) as f32;
 /// The bits of [`ZERO`].
 pub(super) const ZERO_BITS: i32 = ZERO.to_bits() as i32;
 
-/// Asks for what will be read some time after `weights`. What fetches ahead in hardware stops at the ends of pages, and does
-/// not keep memory busy while a core computes.
+/// Bytes between what is read and what is asked for to be in the second cache by then. What fetches ahead in hardware stops at
+/// the ends of pages, and does not keep memory busy while a core computes.
+pub(super) const FAR: usize = 32 << 10;
+
+/// Asks for what will be read some time after `weights`.
 #[inline(always)]
 pub(super) fn prefetch_far<S: Simd>(s: S, weights: &[u8]) {
-    prefetch(s, weights, 32 << 10);
+    prefetch(s, weights, FAR);
 }
 
 /// Asks for as many bytes as `weights` has, `ahead` of them.
