@@ -8,6 +8,9 @@ pub trait Layer<B: Backend>: Sized {
 
     /// `x [t, hidden_size]` to the same shape; the tokens' keys and values go to `cache`.
     fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>>;
+
+    /// Only the keys and values of `x [t, hidden_size]`, to `cache`.
+    fn store(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()>;
 }
 
 /// What a layer is built from besides its weights.
@@ -81,6 +84,20 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         cache: &mut KvCache<B>,
     ) -> Result<Tensor<B>> {
         self.layers[index].forward(x, step, cache)
+    }
+
+    /// Logits `[r, vocab_size]` of the step's chosen tokens, from the `x [t, hidden_size]` that goes into the last layer: of
+    /// the other tokens, nobody reads more of that layer than keys and values.
+    pub fn last(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
+        let last = self.layers.len() - 1;
+        // Not worth it where most are chosen, as in a step of single tokens.
+        if 2 * step.logits.dims()[0] > x.dims()[0] {
+            return self.head(&self.layer(last, x, step, cache)?, step);
+        }
+        self.layers[last].store(x, step, cache)?;
+        let chosen = step.chosen()?;
+        let x = self.layer(last, &x.gather(&step.logits)?, &chosen, cache)?;
+        self.head(&x, &chosen)
     }
 
     /// Logits `[r, vocab_size]` of the step's chosen tokens, from the last layer's `x [t, hidden_size]`.

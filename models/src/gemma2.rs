@@ -50,4 +50,8 @@ impl<B: Backend> Layer<B> for Gemma2Layer<B> {
         let fed = self.mlp.forward(self.pre_feedforward_layernorm.of(&x))?;
         x.add(&self.post_feedforward_layernorm.forward(&fed)?)
     }
+
+    fn store(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()> {
+        self.self_attn.store(self.input_layernorm.of(x), step, cache)
+    }
 }

@@ -60,6 +60,10 @@ macro_rules! architectures {
                 match &self.decoder { $(AnyDecoder::$name(decoder) => decoder.layer(index, x, step, cache)),* }
             }
 
+            fn last(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
+                match &self.decoder { $(AnyDecoder::$name(decoder) => decoder.last(x, step, cache)),* }
+            }
+
             /// Logits `[r, vocab_size]` of the step's chosen tokens, from the last layer's `x [t, hidden_size]`.
             pub fn head(&self, x: &Tensor<B>, step: &Step<B>) -> Result<Tensor<B>> {
                 match &self.decoder { $(AnyDecoder::$name(decoder) => decoder.head(x, step)),* }
@@ -107,9 +111,10 @@ impl<B: Backend> Model<B> {
     /// If the backend fails; the step's slots then hold no promise, other slots are as they were.
     pub fn forward(&self, step: &Step<B>, caches: &mut [KvCache<B>]) -> Result<Tensor<B>> {
         let mut x = self.embed(step)?;
-        for (index, cache) in caches.iter_mut().enumerate().take(self.layers) {
+        let (last, before) = caches[..self.layers].split_last_mut().expect("a layer");
+        for (index, cache) in before.iter_mut().enumerate() {
             x = self.layer(index, &x, step, cache)?;
         }
-        self.head(&x, step)
+        self.last(&x, step, last)
     }
 }

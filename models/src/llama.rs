@@ -39,4 +39,8 @@ impl<B: Backend> Layer<B> for LlamaLayer<B> {
         let x = x.add(&attended)?;
         x.add(&self.mlp.forward(self.post_attention_layernorm.of(&x))?)
     }
+
+    fn store(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()> {
+        self.self_attn.store(self.input_layernorm.of(x), step, cache)
+    }
 }

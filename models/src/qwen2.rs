@@ -20,4 +20,8 @@ impl<B: Backend> Layer<B> for Qwen2Layer<B> {
     fn forward(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
         self.0.forward(x, step, cache)
     }
+
+    fn store(&self, x: &Tensor<B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()> {
+        self.0.store(x, step, cache)
+    }
 }

@@ -156,7 +156,7 @@ impl<'a> Rows<'a> {
         match self.norm {
             None => piece.quantize(isa, x),
             Some((weight, eps)) => {
-                with_scratch(self.k, |row| piece.quantize_normed(isa, x, weight, eps, row));
+                with_scratch(isa.tile() * self.k, |room| piece.quantize_normed(isa, x, weight, eps, room));
             }
         }
     }

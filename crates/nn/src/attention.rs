@@ -75,18 +75,41 @@ impl<B: Backend> Attention<B> {
 
     /// `x [t, hidden_size]` to the same shape; the tokens' keys and values go to the cache first.
     pub fn forward(&self, x: Input<'_, B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
-        let t = x.x.dims()[0];
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
-        let heads = |x: Tensor<B>| x.reshape([t, x.dims()[1] / self.head_dim, self.head_dim]);
-        let (mut q, mut k, v) = (heads(q)?, heads(k)?, heads(v)?);
-        if let Some([q_norm, k_norm]) = &self.qk_norm {
-            q = q_norm.forward_heads(&q)?;
-            k = k_norm.forward_heads(&k)?;
-        }
-        let q = q.rope(&step.attention.positions, &self.rope)?;
-        let k = k.rope(&step.attention.positions, &self.rope)?;
-        cache.store(&k, &v, &step.slots)?;
+        self.store_heads(&k, &v, step, cache)?;
+        let q = self.rotated(&q, self.qk_norm.as_ref().map(|[q_norm, _]| q_norm), step)?;
         let out = q.attention(cache, &step.attention, &self.params)?;
-        self.o_proj.forward(&out.reshape([t, q.dims()[1] * self.head_dim])?)
+        self.o_proj.forward(&out.reshape([out.dims()[0], out.dims()[1] * self.head_dim])?)
+    }
+
+    /// Only the keys and values of `x [t, hidden_size]`, to the cache.
+    pub fn store(&self, x: Input<'_, B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()> {
+        let [k, v] = Linear::forward_all([&self.k_proj, &self.v_proj], x)?;
+        self.store_heads(&k, &v, step, cache)
+    }
+
+    fn store_heads(
+        &self,
+        k: &Tensor<B>,
+        v: &Tensor<B>,
+        step: &Step<B>,
+        cache: &mut KvCache<B>,
+    ) -> Result<()> {
+        let k = self.rotated(k, self.qk_norm.as_ref().map(|[_, k_norm]| k_norm), step)?;
+        cache.store(&k, &self.heads(v)?, &step.slots)
+    }
+
+    /// Heads of q or k, after their norm and rotary embedding.
+    fn rotated(&self, x: &Tensor<B>, norm: Option<&RmsNorm<B>>, step: &Step<B>) -> Result<Tensor<B>> {
+        let mut heads = self.heads(x)?;
+        if let Some(norm) = norm {
+            heads = norm.forward_heads(&heads)?;
+        }
+        heads.rope(&step.attention.positions, &self.rope)
+    }
+
+    /// `x [t, heads * head_dim]` as `[t, heads, head_dim]`.
+    fn heads(&self, x: &Tensor<B>) -> Result<Tensor<B>> {
+        x.reshape([x.dims()[0], x.dims()[1] / self.head_dim, self.head_dim])
     }
 }

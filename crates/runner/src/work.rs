@@ -32,7 +32,8 @@ pub struct StepWork {
 impl StepWork {
     /// The work of one step, from the model's hyperparameters and the layouts of its weights; no weight is read.
     ///
-    /// A matrix is read once and multiplied by every token. The embedding is read by rows, one a token. The output layer, be
+    /// A matrix is read once and multiplied by every token; in the last layer, of which nobody reads more than keys and values
+    /// of the other tokens, only by those whose logits are wanted, as a query is one of theirs there. The embedding is read by rows, one a token. The output layer, be
     /// it a matrix of its own or the embedding, is read once and multiplied by the tokens whose logits are wanted, and not
     /// at all if there are none. Each sequence's visible keys and values are read once a layer; scores and weighted values
     /// take one multiply-add a channel each, though the contract computes the values in two slices. Multiply-adds are int8
@@ -45,6 +46,7 @@ impl StepWork {
         let tokens: u64 = parts.iter().map(|part| part.tokens as u64).sum();
         let logits = parts.iter().filter(|part| part.logits).count() as u64;
         let mut work = StepWork::default();
+        let last = format!("model.layers.{}.", config.num_hidden_layers - 1);
         for name in weights.names().iter().filter(|name| is_used(config, name)) {
             match name.as_str() {
                 EMBEDDING => {
@@ -54,6 +56,9 @@ impl StepWork {
                     }
                 }
                 HEAD => work.matrix(weights, name, logits)?,
+                other if other.starts_with(&last) && !is_stored(&other[last.len()..]) => {
+                    work.matrix(weights, name, logits)?;
+                }
                 _ => work.matrix(weights, name, tokens)?,
             }
         }
@@ -98,13 +103,25 @@ impl StepWork {
         for layer in 0..config.num_hidden_layers {
             let window = config.window(layer).unwrap_or(usize::MAX);
             let visible = |position: usize| (position + 1).min(window) as u64;
-            let positions = part.past..part.past + part.tokens;
-            let pairs: u64 = positions.map(visible).sum();
+            let end = part.past + part.tokens;
+            let queries = match layer + 1 < config.num_hidden_layers {
+                true => part.past..end,
+                false => end - usize::from(part.logits)..end,
+            };
+            let first = (queries.start + 1).saturating_sub(window);
+            if !queries.is_empty() {
+                self.cache_bytes += (end - first) as u64 * token_bytes;
+            }
+            let pairs: u64 = queries.map(visible).sum();
             self.int8_macs += 2 * config.q_size() as u64 * pairs;
-            let first = (part.past + 1).saturating_sub(window);
-            self.cache_bytes += (part.past + part.tokens - first) as u64 * token_bytes;
         }
     }
+}
+
+/// Whether a layer's weight is there for keys and values.
+fn is_stored(name: &str) -> bool {
+    let keys_or_values = ["self_attn.k_", "self_attn.v_"].iter().any(|part| name.starts_with(part));
+    keys_or_values || name.starts_with("input_layernorm.")
 }
 
 #[cfg(test)]
@@ -201,7 +218,8 @@ mod tests {
         let many = work(false, &[ONE; 3]);
         assert_eq!(many.weight_bytes, one.weight_bytes + 2 * row);
         let silent = work(false, &[StepPart { logits: false, ..ONE }]);
-        assert_eq!(silent.weight_bytes, one.weight_bytes - head);
+        // The last layer's projection is not read either.
+        assert_eq!(silent.weight_bytes, one.weight_bytes - head - dense);
     }
 
     #[test]
@@ -210,9 +228,9 @@ mod tests {
         let one = work(true, &[ONE]);
         assert_eq!((one.int8_macs, one.f32_macs), (layer + head + attention, layer));
         let prompt = work(true, &[StepPart { tokens: 3, ..ONE }]);
-        assert_eq!(prompt.f32_macs, 3 * layer);
-        // Three queries see 1, 2 and 3 keys in both layers.
-        assert_eq!(prompt.int8_macs, 3 * layer + head + 6 * attention);
+        // Only the last token goes through the last layer, where its query sees 3 keys; the first layer's see 1, 2 and 3.
+        assert_eq!(prompt.f32_macs, layer);
+        assert_eq!(prompt.int8_macs, 3 * layer + head + (6 + 3) * attention / 2);
     }
 
     #[test]
@@ -221,7 +239,7 @@ mod tests {
         let decode = work(true, &[StepPart { past: 9, ..ONE }]);
         assert_eq!(decode.cache_bytes, (10 + 4) * token);
         let chunk = work(true, &[StepPart { past: 9, tokens: 3, logits: true }]);
-        assert_eq!(chunk.cache_bytes, (12 + 6) * token);
-        assert_eq!(decode.plus(chunk).cache_bytes, 32 * token);
+        assert_eq!(chunk.cache_bytes, (12 + 4) * token);
+        assert_eq!(decode.plus(chunk).cache_bytes, 30 * token);
     }
 }

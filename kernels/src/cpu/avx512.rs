@@ -26,6 +26,26 @@ macro_rules! vector {
     };
 }
 
+/// Lane `i` of the result is all lanes of `x[i]` taken together: each step halves the vectors, and the lanes of each.
+macro_rules! lanes_folded {
+    ($x:expr, $both:ident) => {{
+        let x = $x;
+        let mut quads = [x[0]; 4];
+        for (q, quad) in quads.iter_mut().enumerate() {
+            let [a, b, c, d] = [x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]];
+            let ab = $both(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let cd = $both(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            *quad = $both(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        }
+        let [a, b, c, d] = quads;
+        let ab =
+            $both(_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b));
+        let cd =
+            $both(_mm512_shuffle_i32x4::<0b01_00_01_00>(c, d), _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d));
+        $both(_mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd), _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd))
+    }};
+}
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = __m512;
     type I = __m512i;
@@ -369,6 +389,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn prefetch(self, byte: &u8) {
         vector!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(byte).cast()))
+    }
+
+    #[inline(always)]
+    fn max_lanes_i32(self, x: [Self::I; 16]) -> Self::I {
+        vector!(lanes_folded!(x, _mm512_max_epi32))
+    }
+
+    #[inline(always)]
+    fn sum_lanes_i32(self, x: [Self::I; 16]) -> Self::I {
+        vector!(lanes_folded!(x, _mm512_add_epi32))
     }
 
     #[inline(always)]

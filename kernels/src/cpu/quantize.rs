@@ -253,31 +253,31 @@ struct Pointers<'a> {
     owner: PhantomData<&'a mut Activations>,
 }
 
-/// One block of a token.
-struct Block<'a> {
+/// Blocks that lie side by side.
+struct Blocks<'a> {
     q: &'a mut [u8],
-    scale: &'a mut f32,
-    float_sums: &'a mut f32,
+    scale: &'a mut [f32],
+    float_sums: &'a mut [f32],
     bias: &'a mut [i32],
     sums: &'a mut [i16],
 }
 
 impl<'a> Pointers<'a> {
-    /// Block `at` in the order of memory.
+    /// `count` blocks from `at` on in the order of memory.
     ///
     /// # Safety
-    /// The activations are of this kind and have such a block, which nobody else reaches while the result is used.
+    /// The activations are of this kind and have such blocks, which nobody else reaches while the result is used.
     #[inline(always)]
-    unsafe fn block(self, kind: Kind, at: usize) -> Block<'a> {
+    unsafe fn blocks(self, kind: Kind, at: usize, count: usize) -> Blocks<'a> {
         let parts = kind.block / kind.part;
-        // SAFETY: as the caller promises, all parts of the block are inside, and no other reference to them is used.
+        // SAFETY: as the caller promises, all parts of the blocks are inside, and no other reference to them is used.
         unsafe {
-            Block {
-                q: slice::from_raw_parts_mut(self.q.add(at * kind.block), kind.block),
-                scale: &mut *self.scale.add(at),
-                float_sums: &mut *self.float_sums.add(at),
-                bias: slice::from_raw_parts_mut(self.bias.add(at * parts), parts),
-                sums: slice::from_raw_parts_mut(self.sums.add(at * parts), parts),
+            Blocks {
+                q: slice::from_raw_parts_mut(self.q.add(at * kind.block), count * kind.block),
+                scale: slice::from_raw_parts_mut(self.scale.add(at), count),
+                float_sums: slice::from_raw_parts_mut(self.float_sums.add(at), count),
+                bias: slice::from_raw_parts_mut(self.bias.add(at * parts), count * parts),
+                sums: slice::from_raw_parts_mut(self.sums.add(at * parts), count * parts),
             }
         }
     }
@@ -347,19 +347,19 @@ impl Piece<'_> {
     /// If `x` is not as long.
     pub fn quantize(self, isa: Isa, x: &[f32]) {
         assert_eq!(x.len(), self.tokens.len() * self.cols().len(), "rows of a piece");
-        isa.run(Quantize { rows: Given { x, cols: self.cols().len() }, piece: self });
+        isa.run(Quantize { rows: Given { x }, cols: self.cols().len(), piece: self });
     }
 
-    /// Quantises rows `x [tokens, cols]` after the root-mean-square norm, as [`rms_norm`](super::rms_norm) gives it. A row is
-    /// normalised to `row [cols]`, from where it is quantised.
+    /// Quantises rows `x [tokens, cols]` after the root-mean-square norm, as [`rms_norm`](super::rms_norm) gives it. Rows are
+    /// normalised to `room [tile, cols]`, as many at a time as a tile has tokens, from where they are quantised.
     ///
     /// # Panics
     /// If a length is another.
-    pub fn quantize_normed(self, isa: Isa, x: &[f32], weight: &[f32], eps: f32, row: &mut [f32]) {
+    pub fn quantize_normed(self, isa: Isa, x: &[f32], weight: &[f32], eps: f32, room: &mut [f32]) {
         let cols = self.cols().len();
         assert_eq!(x.len(), self.tokens.len() * cols, "rows of a piece");
-        assert!(weight.len() == cols && row.len() == cols, "the columns of a norm");
-        isa.run(Quantize { rows: Normed { x, weight, eps, row }, piece: self });
+        assert!(weight.len() == cols && room.len() == self.tile * cols, "the columns of a norm");
+        isa.run(Quantize { rows: Normed { x, weight, eps, room }, cols, piece: self });
     }
 
     /// Quantises `activation(gate) * up`, where `gate` and `up` are `[tokens, cols]`; the products are left in `gate`.
@@ -370,36 +370,36 @@ impl Piece<'_> {
         let cols = self.cols().len();
         let len = self.tokens.len() * cols;
         assert!(gate.len() == len && up.len() == len, "rows of a piece");
-        isa.run(Quantize { rows: Gated { gate, up, cols, activation }, piece: self });
+        isa.run(Quantize { rows: Gated { gate, up, activation }, cols, piece: self });
     }
 
-    /// The block of a token in the tile of `width` tokens that starts `start` tokens into the piece.
+    /// Blocks of the tile of `width` tokens that starts `start` tokens into the piece: `count` from `first` on, where the first
+    /// block of all its tokens comes first, then the second.
     #[inline(always)]
-    fn block(&mut self, (start, width): (usize, usize), token: usize, block: usize) -> Block<'_> {
-        let inside = start + token < self.tokens.len() && token < width && block < self.blocks.len();
-        assert!(inside, "token {token} and block {block} of a piece");
-        let at = (self.tokens.start + start) * self.across + (self.blocks.start + block) * width + token;
-        // SAFETY: the tile is of these tokens and the block is one of these blocks, which only this piece reaches.
-        unsafe { self.at.block(self.kind, at) }
+    fn blocks(&mut self, (start, width): (usize, usize), first: usize, count: usize) -> Blocks<'_> {
+        let inside = start + width <= self.tokens.len() && first + count <= width * self.blocks.len();
+        assert!(inside, "blocks {first} to {} of a piece", first + count);
+        let at = (self.tokens.start + start) * self.across + self.blocks.start * width + first;
+        // SAFETY: the tile is of these tokens and the blocks are some of these blocks, which only this piece reaches.
+        unsafe { self.at.blocks(self.kind, at, count) }
     }
 }
 
 /// Rows of f32 that are made as they are asked for.
 trait RowSource {
-    /// Row `i`, which is asked for once.
-    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32];
+    /// The values of whole rows, each asked for once; no more rows than the widest tile has tokens.
+    fn rows<S: Simd>(&mut self, s: S, values: Range<usize>) -> &[f32];
 }
 
 /// Rows that are there.
 struct Given<'a> {
     x: &'a [f32],
-    cols: usize,
 }
 
 impl RowSource for Given<'_> {
     #[inline(always)]
-    fn row<S: Simd>(&mut self, _: S, i: usize) -> &[f32] {
-        &self.x[i * self.cols..(i + 1) * self.cols]
+    fn rows<S: Simd>(&mut self, _: S, values: Range<usize>) -> &[f32] {
+        &self.x[values]
     }
 }
 
@@ -408,15 +408,17 @@ struct Normed<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     eps: f32,
-    row: &'a mut [f32],
+    room: &'a mut [f32],
 }
 
 impl RowSource for Normed<'_> {
     #[inline(always)]
-    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32] {
-        let cols = self.row.len();
-        rms_norm_row(s, &self.x[i * cols..(i + 1) * cols], self.weight, self.eps, self.row);
-        self.row
+    fn rows<S: Simd>(&mut self, s: S, values: Range<usize>) -> &[f32] {
+        let (cols, room) = (self.weight.len(), &mut self.room[..values.len()]);
+        for (x, out) in self.x[values].chunks_exact(cols).zip(room.chunks_exact_mut(cols)) {
+            rms_norm_row(s, x, self.weight, self.eps, out);
+        }
+        room
     }
 }
 
@@ -424,22 +426,22 @@ impl RowSource for Normed<'_> {
 struct Gated<'a> {
     gate: &'a mut [f32],
     up: &'a [f32],
-    cols: usize,
     activation: Activation,
 }
 
 impl RowSource for Gated<'_> {
     #[inline(always)]
-    fn row<S: Simd>(&mut self, s: S, i: usize) -> &[f32] {
-        let row = i * self.cols..(i + 1) * self.cols;
-        let gate = &mut self.gate[row.clone()];
-        glu_in_place(s, gate, &self.up[row], self.activation);
+    fn rows<S: Simd>(&mut self, s: S, values: Range<usize>) -> &[f32] {
+        let gate = &mut self.gate[values.clone()];
+        glu_in_place(s, gate, &self.up[values], self.activation);
         gate
     }
 }
 
 struct Quantize<'a, R> {
     rows: R,
+    /// Values of a row.
+    cols: usize,
     piece: Piece<'a>,
 }
 
@@ -465,33 +467,92 @@ impl<R: RowSource> Quantize<'_, R> {
         // What the compiler now knows.
         self.piece.kind = kind;
         for tile in (Tiles { next: 0, end: self.piece.tokens.len(), widest: self.piece.tile }) {
-            for token in 0..tile.1 {
-                let row = self.rows.row(s, tile.0 + token);
-                for (block, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
-                    quantize_to::<S, BLOCK, PART>(s, kind, x, self.piece.block(tile, token, block));
+            let (start, width) = tile;
+            let x = self.rows.rows(s, start * self.cols..(start + width) * self.cols);
+            let all = width * self.piece.blocks.len();
+            for first in (0..all).step_by(16) {
+                let count = (all - first).min(16);
+                let mut blocks = [&[0.0; BLOCK]; 16];
+                for (i, block) in blocks[..count].iter_mut().enumerate() {
+                    // Widths are powers of two.
+                    let (token, at) = ((first + i) & (width - 1), (first + i) >> width.trailing_zeros());
+                    *block = x[token * self.cols + at * BLOCK..].first_chunk().expect("a block of a row");
                 }
+                let out = self.piece.blocks(tile, first, count);
+                quantize_to::<S, BLOCK, PART>(s, kind, blocks, out);
             }
         }
     }
 }
 
-/// Quantises one block.
+/// Quantises as many of 16 blocks as `out` has.
 #[inline(always)]
 fn quantize_to<S: Simd, const BLOCK: usize, const PART: usize>(
     s: S,
     kind: Kind,
-    x: &[f32; BLOCK],
-    out: Block<'_>,
+    x: [&[f32; BLOCK]; 16],
+    out: Blocks<'_>,
 ) {
-    let (scale, inverse) = scale_of(s, x);
-    *out.scale = scale;
-    let parts = x.as_chunks::<PART>().0.iter().zip(out.q.as_chunks_mut::<PART>().0);
-    for ((x, q), (bias, sums)) in parts.zip(out.bias.iter_mut().zip(out.sums)) {
-        let sum = round_part(s, x, inverse, q);
-        *bias = kind.zero() - kind.offset * sum;
-        *sums = sum as i16;
-        *out.float_sums = sum as f32;
+    let (scale, inverses) = scales_of(s, x);
+    store_first(s, scale, out.scale);
+    let parts = BLOCK / PART;
+    let blocks = x.into_iter().zip(inverses).zip(out.q.as_chunks_mut::<BLOCK>().0);
+    if parts == 1 {
+        let mut sums = [s.splat_i32(0); 16];
+        for (sum, ((x, inverse), q)) in sums.iter_mut().zip(blocks) {
+            *sum = round_lanes(s, x, s.splat(inverse), q);
+        }
+        let sums = s.sum_lanes_i32(sums);
+        store_first(s, s.to_f32(sums), out.float_sums);
+        let mut lanes = [0; 16];
+        s.store_i32(sums, &mut lanes);
+        return store_sums(kind, &lanes, out.bias, out.sums);
     }
+    let sums = out.bias.chunks_exact_mut(parts).zip(out.sums.chunks_exact_mut(parts));
+    for (((x, inverse), q), (bias, sums)) in blocks.zip(sums) {
+        let parts = x.as_chunks::<PART>().0.iter().zip(q.as_chunks_mut::<PART>().0);
+        for ((x, q), (bias, sum)) in parts.zip(bias.iter_mut().zip(sums)) {
+            let total = round_part(s, x, s.splat(inverse), q);
+            store_sums(kind, &[total], slice::from_mut(bias), slice::from_mut(sum));
+        }
+    }
+}
+
+/// What is kept of the sums of parts.
+#[inline(always)]
+fn store_sums(kind: Kind, totals: &[i32], bias: &mut [i32], sums: &mut [i16]) {
+    for (&total, (bias, sum)) in totals.iter().zip(bias.iter_mut().zip(sums)) {
+        *bias = kind.zero() - kind.offset * total;
+        *sum = total as i16;
+    }
+}
+
+/// The first lanes, as many as `out` has.
+#[inline(always)]
+fn store_first<S: Simd>(s: S, x: S::F, out: &mut [f32]) {
+    match out.first_chunk_mut() {
+        Some(out) => s.store(x, out),
+        None => {
+            let mut lanes = [0.0; 16];
+            s.store(x, &mut lanes);
+            out.copy_from_slice(&lanes[..out.len()]);
+        }
+    }
+}
+
+/// The scales of 16 blocks, and what their values are multiplied by.
+#[inline(always)]
+fn scales_of<S: Simd, const BLOCK: usize>(s: S, x: [&[f32; BLOCK]; 16]) -> (S::F, [f32; 16]) {
+    let mut largest = [s.splat_i32(0); 16];
+    for (largest, x) in largest.iter_mut().zip(x) {
+        *largest = magnitudes(s, *largest, x);
+    }
+    let (zero, largest) = (s.splat(0.0), s.of_bits(s.max_lanes_i32(largest)));
+    let scale = s.mul(largest, s.splat(Q8_MAX_RECIPROCAL));
+    let tiny = s.lt(scale, s.splat(TINY));
+    let mut inverses = [0.0; 16];
+    s.store(s.select(tiny, zero, s.div(s.splat(Q8_MAX), largest)), &mut inverses);
+    (s.select(tiny, zero, scale), inverses)
 }
 
 /// Values times `inverse` as i8, and their sum.
@@ -501,6 +562,12 @@ fn round_part<S: Simd, const PART: usize>(s: S, x: &[f32; PART], inverse: S::F, 
         round_all(s, x, inverse, q);
         return sum_bytes(s, q);
     }
+    s.sum_i32(round_lanes(s, x, inverse, q))
+}
+
+/// Values times `inverse` as i8, whole vectors of them, and lanes that together are their sum.
+#[inline(always)]
+fn round_lanes<S: Simd, const N: usize>(s: S, x: &[f32; N], inverse: S::F, q: &mut [u8; N]) -> S::I {
     let mut sum = s.splat_i32(0);
     for (x, q) in x.as_chunks::<16>().0.iter().zip(q.as_chunks_mut::<16>().0) {
         let rounded = s.round_i32(s.mul(s.load(x), inverse));
@@ -508,7 +575,7 @@ fn round_part<S: Simd, const PART: usize>(s: S, x: &[f32; PART], inverse: S::F, 
         // The low byte of each lane by 1.
         sum = s.dot_u7(sum, s.splat_i32(1), rounded);
     }
-    s.sum_i32(sum)
+    sum
 }
 
 /// The contract's `quantize_blocks` of one block of any length; returns its scale.
@@ -549,15 +616,21 @@ fn round_all<S: Simd>(s: S, x: &[f32], inverse: S::F, q: &mut [u8]) {
 /// The largest `|x|`, or NaN if there is one: bit patterns of magnitudes are in the order of their values, NaN last.
 #[inline(always)]
 fn largest_magnitude<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let mut largest = s.splat_i32(0);
     let (x, rest) = x.as_chunks::<16>();
-    for x in x {
-        largest = s.max_i32(largest, s.bits(s.abs(s.load(x))));
-    }
+    let mut largest = magnitudes(s, s.splat_i32(0), x.as_flattened());
     if !rest.is_empty() {
         largest = s.max_i32(largest, s.bits(s.abs(load_padded(s, rest))));
     }
     f32::from_bits(s.max_lane_i32(largest) as u32)
+}
+
+/// The larger of `largest` and the bit patterns of the magnitudes of whole vectors.
+#[inline(always)]
+fn magnitudes<S: Simd>(s: S, mut largest: S::I, x: &[f32]) -> S::I {
+    for x in x.as_chunks::<16>().0 {
+        largest = s.max_i32(largest, s.bits(s.abs(s.load(x))));
+    }
+    largest
 }
 
 /// At most 16 values, then +0.

@@ -254,6 +254,26 @@ pub(super) trait Simd: Copy {
         largest
     }
 
+    /// Lane `i` of the result is the largest lane of `x[i]`.
+    #[inline(always)]
+    fn max_lanes_i32(self, x: [Self::I; 16]) -> Self::I {
+        let mut lanes = [0; 16];
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = self.max_lane_i32(x);
+        }
+        self.load_i32(&lanes)
+    }
+
+    /// Lane `i` of the result is the sum of all lanes of `x[i]`.
+    #[inline(always)]
+    fn sum_lanes_i32(self, x: [Self::I; 16]) -> Self::I {
+        let mut lanes = [0; 16];
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = self.sum_i32(x);
+        }
+        self.load_i32(&lanes)
+    }
+
     /// The sum of all lanes.
     #[inline(always)]
     fn sum_i32(self, x: Self::I) -> i32 {
