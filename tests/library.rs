@@ -49,7 +49,7 @@ fn many_at_once_give_what_each_gives_alone() {
 fn another_device_gives_the_same_answer() {
     let expected = open("qwen3").generate("So she was considering", &sampled(3)).unwrap();
     for device in [Device::Candle, Device::Reference] {
-        let model = Model::builder(tiny("qwen3")).device(device).open().unwrap();
+        let model = Model::builder(tiny("qwen3")).device(device.clone()).open().unwrap();
         assert_eq!(model.generate("So she was considering", &sampled(3)).unwrap(), expected, "{device}");
     }
 }

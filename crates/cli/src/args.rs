@@ -21,6 +21,7 @@ Examples:
   samebits chat smollm2 --system \"Answer in one sentence.\"
   samebits plan smollm2 --max-model-len 8192
   samebits bench smollm2 --against llama.cpp
+  samebits compile smollm2 --device pjrt:/opt/plugin.so
   samebits doctor
 
 MODEL is a GGUF file, a directory with config.json and safetensors, a hub id such as
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Measure a model or the kernels against what the machine can do.
     Bench(BenchArgs),
+    /// Compile a model for a device that compiles ahead, so that no request waits for it.
+    Compile(CompileArgs),
     /// Say which devices there are, and why others are not.
     Doctor(DoctorArgs),
 }
@@ -77,6 +80,13 @@ pub(crate) struct PlanArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The steps that are compiled for are those that `run` and `chat` take with the same options of serving.
+#[derive(clap::Args)]
+pub(crate) struct CompileArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
 }
 
 #[derive(clap::Args)]
@@ -186,7 +196,7 @@ pub(crate) struct ModelArgs {
 
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: cpu, candle, candle-float or reference.
+    /// Where to run: cpu, candle, candle-float, reference, or pjrt:PATH for the first device of a PJRT plugin.
     #[arg(long, default_value = "cpu", help_heading = "Device")]
     pub(crate) device: String,
     /// Threads of the CPU; one a core if left out.

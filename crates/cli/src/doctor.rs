@@ -4,11 +4,8 @@ use serde_json::{Value, json};
 use crate::{args::DoctorArgs, output};
 
 /// Backends that this version does not have, and what stands for them.
-const ABSENT: [(&str, &str); 3] = [
-    ("cuda", "this version has no CUDA backend"),
-    ("neuron", "this version has no Neuron backend"),
-    ("pjrt", "this version has no PJRT backend"),
-];
+const ABSENT: [(&str, &str); 2] =
+    [("cuda", "this version has no CUDA backend"), ("neuron", "this version has no Neuron backend")];
 
 /// A device and what was found of it.
 struct Finding {
@@ -25,9 +22,10 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn findings() -> Vec<Finding> {
-    let present = Device::ALL.into_iter().map(|device| Finding {
+    let devices = Device::BUILT_IN.into_iter().chain([Device::Pjrt { plugin: None }]);
+    let present = devices.map(|device| Finding {
         name: device.name(),
-        found: capabilities(device, &CpuOptions::default())
+        found: capabilities(&device, &CpuOptions::default())
             .map(|capabilities| capabilities.device)
             .map_err(|error| error.to_string()),
     });

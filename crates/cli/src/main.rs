@@ -1,9 +1,10 @@
-//! The `samebits` command: run, chat, plan, bench and doctor.
+//! The `samebits` command: run, chat, plan, bench, compile and doctor.
 #![forbid(unsafe_code)]
 
 mod args;
 mod bench;
 mod chat;
+mod compile;
 mod doctor;
 mod output;
 mod plan;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::chat(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Compile(args) => compile::compile(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -58,6 +58,12 @@ pub(crate) fn grid(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
+/// A progress bar of shapes that are compiled.
+pub(crate) fn compiling_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("compiling {bar:40} {pos}/{len} shapes, {elapsed}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 fn loading_bar(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}");
     ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

@@ -1,18 +1,20 @@
 //! Which backends exist: the one place that names them.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use samebits_candle::{Candle, Device as CandleDevice};
+use samebits_checkpoint::Resolver;
 use samebits_cpu::{Cpu, Host, Isa};
 use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
-use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
-use samebits_tensor::{Backend, Capabilities};
+use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, discover};
+use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
+use samebits_tensor::{Backend, Capabilities, Format};
 
 use crate::{Error, packed_cache::PackedCache};
 
 /// A device that a model can be served on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Device {
     /// The host's processors, with kernels chosen at run time.
     #[default]
@@ -23,26 +25,35 @@ pub enum Device {
     CandleFloat,
     /// The host's processors through plain primitives: the reference that every backend is compared with. Slow.
     Reference,
+    /// The first device of a PJRT plugin, which compiles the model ahead of time.
+    Pjrt {
+        /// The plugin's library; the first that [`samebits_pjrt::discover`] finds if `None`.
+        plugin: Option<PathBuf>,
+    },
 }
 
 impl Device {
-    /// Every device of this build.
-    pub const ALL: [Device; 4] = [Device::Cpu, Device::Candle, Device::CandleFloat, Device::Reference];
+    /// Devices that need nothing but this build.
+    pub const BUILT_IN: [Device; 4] = [Device::Cpu, Device::Candle, Device::CandleFloat, Device::Reference];
 
-    /// The name on a command line.
-    pub fn name(self) -> &'static str {
+    /// The name on a command line, without what follows a colon.
+    pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu => "cpu",
             Device::Candle => "candle",
             Device::CandleFloat => "candle-float",
             Device::Reference => "reference",
+            Device::Pjrt { .. } => "pjrt",
         }
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Device::Pjrt { plugin: Some(plugin) } => write!(f, "pjrt:{}", plugin.display()),
+            _ => f.write_str(self.name()),
+        }
     }
 }
 
@@ -50,10 +61,16 @@ impl FromStr for Device {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        let known = Device::ALL.into_iter().find(|device| device.name() == name);
+        if let Some(path) = name.strip_prefix("pjrt:").filter(|path| !path.is_empty()) {
+            return Ok(Device::Pjrt { plugin: Some(path.into()) });
+        }
+        if name == "pjrt" {
+            return Ok(Device::Pjrt { plugin: None });
+        }
+        let known = Device::BUILT_IN.into_iter().find(|device| device.name() == name);
         known.ok_or_else(|| Error::UnknownDevice {
             name: name.into(),
-            known: Device::ALL.map(Device::name).join(", "),
+            known: format!("{}, pjrt:PATH", Device::BUILT_IN.map(|device| device.name()).join(", ")),
         })
     }
 }
@@ -78,12 +95,34 @@ fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
 ///
 /// # Errors
 /// If it cannot be opened.
-pub fn capabilities(device: Device, options: &CpuOptions) -> Result<Capabilities, Error> {
+pub fn capabilities(device: &Device, options: &CpuOptions) -> Result<Capabilities, Error> {
     Ok(match device {
         Device::Cpu => cpu(options)?.capabilities().clone(),
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
         Device::Reference => Host.capabilities().clone(),
+        Device::Pjrt { plugin } => {
+            let device = pjrt(plugin.clone(), None)?;
+            let (major, minor) = device.client().plugin().api_version();
+            let (path, platform) = (device.client().plugin().path(), device.client().platform_version());
+            Capabilities {
+                name: samebits_hlo::Device::name(&device).into(),
+                device: format!("{platform} through {}, PJRT {major}.{minor}", path.display()),
+                formats: Format::ALL.to_vec(),
+                memory_bytes: samebits_hlo::Device::memory_bytes(&device),
+            }
+        }
+    })
+}
+
+/// The first device of a plugin.
+fn pjrt(plugin: Option<PathBuf>, programs: Option<PathBuf>) -> Result<PjrtDevice, Error> {
+    let found = || discover().into_iter().next().map(|(path, _)| path);
+    let path = plugin.or_else(found).ok_or(Error::NoPlugin)?;
+    let device = PjrtDevice::new(Plugin::open(path)?.client(&[])?, 0)?;
+    Ok(match programs {
+        Some(directory) => device.with_cache(ExecutableCache::open(directory)?),
+        None => device,
     })
 }
 
@@ -103,11 +142,16 @@ impl Loading<'_> {
         let Loading { config, weights, runner, plan, on_weight } = self;
         Ok(Box::new(ModelRunner::load(backend, config, weights, runner, plan, on_weight)?))
     }
+
+    fn compiled_for<D: samebits_hlo::Device>(self, device: D) -> Result<CompiledRunner<D>, Error> {
+        let Loading { config, weights, runner, plan, on_weight } = self;
+        Ok(CompiledRunner::load(device, config, weights, runner, plan, on_weight)?)
+    }
 }
 
 /// Loads a model onto a device.
 pub(crate) fn open(
-    device: Device,
+    device: &Device,
     options: &CpuOptions,
     packed: Option<&PackedCache>,
     model: Loading<'_>,
@@ -118,9 +162,27 @@ pub(crate) fn open(
             let cpu = cpu(options)?;
             packed.around(&cpu, || model.onto(cpu.clone()))
         }
-        (_, Some(_)) => Err(Error::PackedCache { device }),
+        (_, Some(_)) => Err(Error::PackedCache { device: device.clone() }),
         (Device::Candle, None) => model.onto(Candle::exact(CandleDevice::Cpu)),
         (Device::CandleFloat, None) => model.onto(Candle::float(CandleDevice::Cpu)),
         (Device::Reference, None) => model.onto(Host),
+        (Device::Pjrt { plugin }, None) => Ok(Box::new(model.compiled_for(compiling(plugin)?)?)),
     }
+}
+
+/// Compiles what a model needs on a device, and keeps it for later starts.
+pub(crate) fn compile(
+    device: &Device,
+    model: Loading<'_>,
+    on_bucket: &dyn Fn(usize, usize),
+) -> Result<(), Error> {
+    match device {
+        Device::Pjrt { plugin } => Ok(model.compiled_for(compiling(plugin)?)?.compile_all(on_bucket)?),
+        other => Err(Error::NotCompiled { device: other.clone() }),
+    }
+}
+
+/// A plugin's device, with the compiled programs that are kept beside the models.
+fn compiling(plugin: &Option<PathBuf>) -> Result<PjrtDevice, Error> {
+    pjrt(plugin.clone(), Some(Resolver::from_env().cache.join("programs")))
 }

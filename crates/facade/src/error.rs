@@ -11,6 +11,23 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// No plugin was named, and none was found.
+    #[error(
+        "no PJRT plugin was found; name one as pjrt:PATH, or in the environment as PJRT_PLUGIN_LIBRARY_PATH"
+    )]
+    NoPlugin,
+    /// Compiling ahead for a device that runs a model as it is.
+    #[error("the device {device} compiles nothing ahead; it runs a model as it is")]
+    NotCompiled {
+        /// The device asked for.
+        device: Device,
+    },
+    /// A device that failed.
+    #[error(transparent)]
+    Runner(#[from] samebits_engine::RunnerError),
+    /// A PJRT plugin or its device.
+    #[error(transparent)]
+    Pjrt(#[from] samebits_pjrt::PjrtError),
     /// The model is nowhere to be found.
     #[error(transparent)]
     Resolve(#[from] samebits_checkpoint::ResolveError),

@@ -12,7 +12,7 @@ use samebits_checkpoint::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use samebits_engine::{Engine, EngineConfig, Event, Request, RequestId, Runner, Stats, TokenId, Vocabulary};
-use samebits_nn::Config;
+use samebits_nn::{Config, WeightSource};
 use samebits_runner::{MemoryPlan, RunnerConfig};
 use serde_json::json;
 
@@ -185,8 +185,8 @@ impl Model {
     }
 
     /// The device that it runs on.
-    pub fn device(&self) -> Device {
-        self.inner.device
+    pub fn device(&self) -> &Device {
+        &self.inner.device
     }
 
     /// The engine's counts at this moment.
@@ -252,7 +252,7 @@ impl Builder {
     /// As [`Model::open`].
     pub fn plan(&self) -> Result<Plan, Error> {
         let checkpoint = Checkpoint::open(samebits_checkpoint::resolve(&self.model)?.path)?;
-        let device_memory = device::capabilities(self.device, &self.cpu)?.memory_bytes;
+        let device_memory = device::capabilities(&self.device, &self.cpu)?.memory_bytes;
         let available = device_memory.or_else(available_memory);
         let memory = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &self.runner, available)?;
         Ok(Plan { checkpoint, memory })
@@ -290,18 +290,41 @@ impl Builder {
         Ok(Model { inner: Arc::new(inner), service })
     }
 
+    /// Compiles the model for a device that compiles ahead, for every step within the configuration, and keeps the programs for
+    /// later starts. `on_bucket` is told how many shapes are done, and how many there are.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; if the compiler refuses a program, or the device compiles nothing.
+    pub fn compile(&self, on_bucket: &dyn Fn(usize, usize)) -> Result<(), Error> {
+        let plan = self.plan()?;
+        let (device, runner) = (&self.device, &self.runner);
+        self.loading(&plan, |config, weights, on_weight| {
+            let model = Loading { config, weights, runner, plan: &plan.memory, on_weight };
+            device::compile(device, model, on_bucket)
+        })
+    }
+
     fn runner_of(&self, plan: &Plan) -> Result<Box<dyn Runner>, Error> {
+        let packed = self.packed_cache.as_deref();
+        let packed = packed.map(|directory| PackedCache::new(directory, &plan.checkpoint)).transpose()?;
+        self.loading(plan, |config, weights, on_weight| {
+            let model = Loading { config, weights, runner: &self.runner, plan: &plan.memory, on_weight };
+            device::open(&self.device, &self.cpu, packed.as_ref(), model)
+        })
+    }
+
+    /// Gives a plan's weights to `load`, and what tells of each that is placed.
+    fn loading<T>(
+        &self,
+        plan: &Plan,
+        load: impl FnOnce(&Config, &dyn WeightSource, &dyn Fn(usize)) -> T,
+    ) -> T {
         let loaded = std::cell::Cell::new(0);
         let on_weight = |bytes: usize| {
             loaded.set(loaded.get() + bytes as u64);
             (self.on_load)(loaded.get(), plan.memory.weights);
         };
-        let Checkpoint { config, weights, .. } = &plan.checkpoint;
-        let packed = self.packed_cache.as_deref();
-        let packed = packed.map(|directory| PackedCache::new(directory, &plan.checkpoint)).transpose()?;
-        let (weights, runner, plan, on_weight) = (&**weights, &self.runner, &plan.memory, &on_weight);
-        let model = Loading { config, weights, runner, plan, on_weight };
-        device::open(self.device, &self.cpu, packed.as_ref(), model)
+        load(&plan.checkpoint.config, &*plan.checkpoint.weights, &on_weight)
     }
 }
 

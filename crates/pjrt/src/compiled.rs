@@ -2,7 +2,8 @@ use samebits_hlo::{Argument as Given, Device as Compiles, DeviceError, Options, 
 use samebits_tensor::{DType, HostTensor};
 
 use crate::{
-    Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, Format, PjrtError, Value,
+    Argument, Buffer, Client, Code, CompileOptions, ElementType, Executable, ExecutableCache, Format,
+    PjrtError, Value,
 };
 
 /// One device of a client, for modules of [`samebits_hlo`].
@@ -10,6 +11,7 @@ pub struct PjrtDevice {
     client: Client,
     index: usize,
     name: String,
+    cache: Option<ExecutableCache>,
 }
 
 impl PjrtDevice {
@@ -23,7 +25,12 @@ impl PjrtDevice {
             return Err(PjrtError::Device { index, count });
         }
         let name = format!("pjrt:{}:{index}", client.platform());
-        Ok(PjrtDevice { client, index, name })
+        Ok(PjrtDevice { client, index, name, cache: None })
+    }
+
+    /// The device, which looks for compiled modules in `cache`, and keeps there what it compiles.
+    pub fn with_cache(self, cache: ExecutableCache) -> Self {
+        PjrtDevice { cache: Some(cache), ..self }
     }
 
     /// The client.
@@ -59,7 +66,11 @@ impl Compiles for PjrtDevice {
     fn compile(&self, program: &Program) -> Result<Executable, DeviceError> {
         let flags = if self.client.platform() == "cpu" { exact_flags() } else { Vec::new() };
         let options = CompileOptions { devices: vec![self.index], flags, ..CompileOptions::default() };
-        let executable = self.client.compile(&program.bytes(), Format::Hlo, &options);
+        let bytes = program.bytes();
+        let executable = match &self.cache {
+            Some(cache) => cache.compile(&self.client, &bytes, Format::Hlo, &options).map(|(it, _)| it),
+            None => self.client.compile(&bytes, Format::Hlo, &options),
+        };
         executable.map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
     }
 

@@ -1,16 +1,19 @@
-//! Every case of the suite, lowered to HLO and compiled by a plugin that others have built, has the reference's bits.
+//! Cases of the suite, lowered to HLO and compiled by plugins that others have built, have the reference's bits.
+// The plugins that others publish are for this alone.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
-use std::sync::OnceLock;
-
-use samebits_conformance::{Case, Subject};
+use samebits_conformance::{Case, Group, Subject, check_every};
 use samebits_graph::{GraphError, Trace};
 use samebits_hlo::{Argument, Device, DeviceError, Source, lower};
-use samebits_pjrt::{PjrtDevice, Plugin, testing};
+use samebits_pjrt::{
+    PjrtDevice, Plugin,
+    testing::{self, CpuPlugin},
+};
 use samebits_tensor::{Error, Format, HostTensor, Result, Weight};
 
-struct Compiled(&'static PjrtDevice);
+struct Compiled<'a>(&'a PjrtDevice);
 
-impl Subject for Compiled {
+impl Subject for Compiled<'_> {
     fn name(&self) -> String {
         self.0.name().into()
     }
@@ -22,12 +25,12 @@ impl Subject for Compiled {
     fn run(&self, case: &Case) -> Result<Vec<HostTensor>> {
         run(self.0, case).map_err(|error| match error {
             Failure::Graph(GraphError::Tensor(error)) => error,
-            other => Error::shape("pjrt", format!("{other:?}")),
+            Failure::Graph(other) => Error::shape("pjrt", other.to_string()),
+            Failure::Device(other) => Error::shape("pjrt", other.to_string()),
         })
     }
 }
 
-#[derive(Debug)]
 enum Failure {
     Graph(GraphError),
     Device(DeviceError),
@@ -80,12 +83,27 @@ fn run(device: &PjrtDevice, case: &Case) -> Result<Vec<HostTensor>, Failure> {
     results.iter().zip(&outputs).map(download).collect()
 }
 
-fn device() -> &'static PjrtDevice {
-    static DEVICE: OnceLock<PjrtDevice> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let plugin = Plugin::open(testing::cpu_plugin()).expect("a plugin");
-        PjrtDevice::new(plugin.client(&[]).expect("a client"), 0).expect("a device")
-    })
+/// Every so many-th case, on a plugin; all of them with `SAMEBITS_CASE_STRIDE=1`, which takes the better part of an hour.
+fn check(plugin: CpuPlugin, stride: usize) {
+    let chosen = std::env::var("SAMEBITS_CASE_STRIDE").ok().map(|it| it.parse().expect("a number"));
+    let plugin = Plugin::open(plugin.path()).expect("a plugin");
+    let device = PjrtDevice::new(plugin.client(&[]).expect("a client"), 0).expect("a device");
+    for &group in Group::ALL {
+        check_every(chosen.unwrap_or(stride), &Compiled(&device), group, &[]).expect_clean();
+    }
 }
 
-samebits_conformance::conformance_tests!(Compiled(device()));
+#[test]
+fn newest_plugin() {
+    check(testing::CPU_PLUGINS[2], 32);
+}
+
+#[test]
+fn plugin_of_another_version() {
+    check(testing::CPU_PLUGINS[1], 64);
+}
+
+#[test]
+fn oldest_plugin() {
+    check(testing::CPU_PLUGINS[0], 64);
+}

@@ -46,7 +46,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 
 fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
     let (device, cpu) = args.device.choice()?;
-    let files = plan(model, device, cpu, args)?;
+    let files = plan(model, device.clone(), cpu, args)?;
     let tests = selection::tests(args, files.checkpoint.config.max_position_embeddings)?;
     let machine = Machine::new(&cpu, files.memory.weights.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX))?;
     let peer = args.against.as_ref();
@@ -54,7 +54,7 @@ fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::
         LlamaCpp::find(against, &files.checkpoint, machine.threads(), args.max_num_batched_tokens, &tests)
     });
     let peer = peer.transpose()?;
-    let builder = Model::builder(model).device(device).cpu(cpu).runner(serving(args, &tests, &files));
+    let builder = Model::builder(model).device(device.clone()).cpu(cpu).runner(serving(args, &tests, &files));
     let mut loaded = load(builder)?;
     let prepared: Result<Vec<_>, _> = tests.iter().map(|&test| Prepared::new(test, &loaded)).collect();
     let prepared = prepared?;

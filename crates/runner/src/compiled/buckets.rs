@@ -38,6 +38,22 @@ impl Buckets {
         let logits = if logits <= 1 { logits } else { least(&self.tokens, logits)? };
         Some(Bucket { tokens, context: least(&self.contexts, context)?, logits })
     }
+
+    /// Every bucket that steps of at most `max_seqs` sequences take.
+    pub(crate) fn all(&self, max_seqs: usize) -> Vec<Bucket> {
+        let mut all = Vec::new();
+        for &tokens in &self.tokens {
+            let sizes = [0, 1].into_iter().chain(self.tokens.iter().copied().filter(|&size| size > 1));
+            let fits = |&logits: &usize| {
+                logits <= tokens
+                    && self.of(tokens, 1, max_seqs.min(tokens)).is_some_and(|most| logits <= most.logits)
+            };
+            for logits in sizes.filter(fits) {
+                all.extend(self.contexts.iter().map(|&context| Bucket { tokens, context, logits }));
+            }
+        }
+        all
+    }
 }
 
 /// `first`, four times that, and so on, and `last`.
@@ -66,6 +82,21 @@ mod tests {
     fn they_reach_the_limits() {
         assert_eq!(buckets().tokens, [1, 4, 16, 48]);
         assert_eq!(buckets().contexts, [128, 512, 1024]);
+    }
+
+    #[test]
+    fn all_of_them_are_those_that_steps_take() {
+        let (buckets, all) = (buckets(), buckets().all(8));
+        for tokens in 1..=48 {
+            for context in [1, 128, 129, 1000] {
+                for logits in 0..=tokens.min(8) {
+                    let bucket = buckets.of(tokens, context, logits).unwrap();
+                    assert!(all.contains(&bucket), "{bucket:?}");
+                }
+            }
+        }
+        // 1 token: 0 or 1 logits; 4: or 4; 16 and 48: or 16; each at 3 contexts.
+        assert_eq!(all.len(), (2 + 3 + 4 + 4) * 3);
     }
 
     #[test]

@@ -118,6 +118,21 @@ impl<D: Device> CompiledRunner<D> {
         self.step_programs(bucket).map(drop)
     }
 
+    /// Compiles everything that steps within the limits may need, so that none waits for the compiler. `on_bucket` is told how
+    /// many buckets are done, and how many there are.
+    ///
+    /// # Errors
+    /// If the compiler refuses a program.
+    pub fn compile_all(&mut self, on_bucket: &dyn Fn(usize, usize)) -> Result<(), RunnerError> {
+        let all = self.buckets.all(self.limits.max_seqs_per_step);
+        for (done, &bucket) in all.iter().enumerate() {
+            on_bucket(done, all.len());
+            self.step_programs(bucket)?;
+        }
+        on_bucket(all.len(), all.len());
+        Ok(())
+    }
+
     fn bucket(&self, tokens: usize, context: usize, logits: usize) -> Result<Bucket, RunnerError> {
         self.buckets.of(tokens, context, logits).ok_or_else(|| RunnerError::Protocol {
             detail: format!("no bucket for {tokens} tokens at positions below {context}, {logits} logits"),
