@@ -222,13 +222,24 @@ impl Lowering<'_> {
         if op == BinaryOp::Mul && x.element == ElementType::F32 { self.guard(value) } else { value }
     }
 
+    /// A reduction may lose a NaN on its way, so whether there is one is found by a reduction of its own.
     fn max_reduce(&mut self, x: &Value) -> Value {
-        let least = match x.element {
-            ElementType::F32 => Constant::F32(f32::NEG_INFINITY),
-            _ => Constant::S32(i32::MIN),
-        };
-        let least = self.builder.constant(least);
-        self.builder.reduce_max(x, &least)
+        if x.element != ElementType::F32 {
+            let least = self.builder.constant(Constant::S32(i32::MIN));
+            return self.builder.reduce_max(x, &least);
+        }
+        let least = self.builder.constant(Constant::F32(f32::NEG_INFINITY));
+        let largest = self.builder.reduce_max(x, &least);
+        let full = |it: &mut Self, value, like: &Value| it.full(Scalar::F32(value), like.dims.clone());
+        let (zeros, ones) = (full(self, 0.0, x), full(self, 1.0, x));
+        let (nan, none) = (full(self, f32::NAN, &largest), full(self, 0.0, &largest));
+        let b = &mut self.builder;
+        let number = b.compare("EQ", x, x);
+        let nans = b.select(&number, &zeros, &ones);
+        let zero = b.constant(Constant::F32(0.0));
+        let nans = b.reduce_max(&nans, &zero);
+        let clean = b.compare("EQ", &nans, &none);
+        b.select(&clean, &largest, &nan)
     }
 
     /// Bytes are exact in bf16, and their sums stay below 2^24, so a matrix unit for floats computes the integers.
