@@ -13,12 +13,13 @@ use std::{
     },
 };
 
-use common::{GGUF, NAMES, batch, logits_by_token, pages, prompt, runner, runner_config, step, tiny};
+use common::{
+    GGUF, Letters, NAMES, batch, logits_by_token, pages, prompt, runner, runner_config, step, tiny,
+};
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
 use samebits_engine::{
-    Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, RunnerError, SamplingParams,
-    Stats, Vocabulary,
+    Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, RunnerError, SamplingParams, Stats,
 };
 use samebits_hlo::{Argument, Device, DeviceError, Options, Program};
 use samebits_pjrt::{Buffer, Client, Executable, PjrtDevice, Plugin, testing};
@@ -311,21 +312,4 @@ fn a_lost_device_is_said_to_be_lost() {
         }));
     }
     assert!(matches!(&errors[..], [RequestError::Runner(RunnerError::DeviceLost { .. })]), "{errors:?}");
-}
-
-/// A vocabulary without an end, for which every token is a letter.
-struct Letters;
-
-impl Vocabulary for Letters {
-    fn token_bytes(&self, _: u32) -> &[u8] {
-        b"x"
-    }
-
-    fn is_special(&self, _: u32) -> bool {
-        false
-    }
-
-    fn eos(&self) -> &[u32] {
-        &[]
-    }
 }

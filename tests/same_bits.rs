@@ -6,15 +6,13 @@ mod common;
 use std::{collections::BTreeMap, sync::Arc};
 
 use common::{
-    GGUF, NAMES, batch, logits_by_token, pages, prompt, runner, runner_with, step, tiny,
+    GGUF, Letters, NAMES, batch, logits_by_token, pages, prompt, runner, runner_with, step, tiny,
     traced::{Bucket, Replay, record},
 };
 use samebits_candle::{Candle, Device as CandleDevice};
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::{Cpu, Host, Isa};
-use samebits_engine::{
-    Engine, EngineConfig, Event, PageId, Request, RequestId, Runner, SamplingParams, Vocabulary,
-};
+use samebits_engine::{Engine, EngineConfig, Event, PageId, Request, RequestId, Runner, SamplingParams};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 
 /// The portable kernels on one thread, a token at a time, alone: what everything else is compared with.
@@ -179,7 +177,7 @@ fn serve(checkpoint: &Checkpoint, pages: usize) -> (BTreeMap<RequestId, Vec<(u32
     let plan = MemoryPlan { pages, ..plan };
     let weights = &*checkpoint.weights;
     let runner = ModelRunner::load(cpu(Isa::best(), 2), &checkpoint.config, weights, &config, &plan, &|_| {});
-    let engine = Engine::new(Box::new(runner.unwrap()), Arc::new(Bytes), EngineConfig::default());
+    let engine = Engine::new(Box::new(runner.unwrap()), Arc::new(Letters), EngineConfig::default());
     let mut engine = engine.unwrap();
     for i in 0..6u64 {
         let tokens = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
@@ -200,23 +198,6 @@ fn serve(checkpoint: &Checkpoint, pages: usize) -> (BTreeMap<RequestId, Vec<(u32
         }
     }
     (outputs, engine.stats().preemptions)
-}
-
-/// A vocabulary without an end, for which every token is a letter.
-struct Bytes;
-
-impl Vocabulary for Bytes {
-    fn token_bytes(&self, _: u32) -> &[u8] {
-        b"x"
-    }
-
-    fn is_special(&self, _: u32) -> bool {
-        false
-    }
-
-    fn eos(&self) -> &[u32] {
-        &[]
-    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
-use samebits_engine::{Batch, BatchSeq, PageId, Runner};
+use samebits_engine::{Batch, BatchSeq, PageId, Runner, Vocabulary};
 use samebits_kernels::cpu::flush_subnormals;
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::Backend;
@@ -102,4 +102,21 @@ pub(crate) fn flushing(cpu: &Cpu, work: impl FnOnce()) {
 pub(crate) fn logits_by_token(runner: &mut dyn Runner, tokens: &[u32]) -> Vec<Vec<f32>> {
     let pages = pages(runner, tokens.len(), 0, 1);
     (0..tokens.len()).map(|i| step(runner, &batch(&[(&pages, i, &tokens[i..i + 1])])).remove(0)).collect()
+}
+
+/// A vocabulary without an end, for which every token is a letter.
+pub(crate) struct Letters;
+
+impl Vocabulary for Letters {
+    fn token_bytes(&self, _: u32) -> &[u8] {
+        b"x"
+    }
+
+    fn is_special(&self, _: u32) -> bool {
+        false
+    }
+
+    fn eos(&self) -> &[u32] {
+        &[]
+    }
 }

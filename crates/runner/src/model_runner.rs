@@ -41,14 +41,7 @@ impl<B: Backend> ModelRunner<B> {
         let loader = Loader::new(&backend, weights, config, on_weight);
         let model = Model::load(&loader, plan.max_context)?;
         let caches = model.caches(&backend, plan.pages, plan.page_size)?;
-        let limits = Limits {
-            pages: plan.pages,
-            page_size: plan.page_size,
-            max_tokens_per_step: runner.max_tokens_per_step,
-            max_seqs_per_step: runner.max_seqs_per_step,
-            max_context: plan.max_context,
-            vocab_size: config.vocab_size,
-        };
+        let limits = plan.limits(config, runner);
         Ok(ModelRunner {
             backend,
             model,

@@ -1,3 +1,4 @@
+use samebits_engine::Limits;
 use samebits_nn::{Config, WeightSource};
 use samebits_tensor::KvShape;
 
@@ -145,6 +146,18 @@ impl MemoryPlan {
                 Err(PlanError::OutOfMemory { needed: plan.total(), available })
             }
             _ => Ok(plan),
+        }
+    }
+
+    /// What a runner of this plan can hold and do.
+    pub(crate) fn limits(&self, config: &Config, runner: &RunnerConfig) -> Limits {
+        Limits {
+            pages: self.pages,
+            page_size: self.page_size,
+            max_tokens_per_step: runner.max_tokens_per_step,
+            max_seqs_per_step: runner.max_seqs_per_step,
+            max_context: self.max_context,
+            vocab_size: config.vocab_size,
         }
     }
 

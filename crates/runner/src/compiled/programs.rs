@@ -77,6 +77,8 @@ pub(crate) enum CompileError {
     Graph(#[from] GraphError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("layer {layer} takes other constants in another bucket; this is a defect, please report it")]
+    Constants { layer: usize },
 }
 
 impl<D: Device> Programs<D> {
@@ -139,7 +141,9 @@ impl<D: Device> Programs<D> {
         }
         let layer = self.kinds[kind].layer;
         let graph = self.recorder.layer(layer, bucket)?;
-        assert_eq!(constants(&graph), self.layers[layer].1, "a layer has the same constants in every bucket");
+        if constants(&graph) != self.layers[layer].1 {
+            return Err(CompileError::Constants { layer });
+        }
         let name = format!("layer{kind}_t{}_c{}", bucket.tokens, bucket.context);
         let compiled = compile(device, &layer_program(device, &graph, layer, name))?;
         Ok(self.kind.entry(key).or_insert(compiled).clone())

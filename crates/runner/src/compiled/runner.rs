@@ -64,14 +64,7 @@ impl<D: Device> CompiledRunner<D> {
         let constants: Constants<D> = Arc::default();
         let trace = placing(&device, &constants);
         let model = Model::load(&Loader::new(&trace, weights, config, on_weight), plan.max_context)?;
-        let limits = Limits {
-            pages: plan.pages,
-            page_size: plan.page_size,
-            max_tokens_per_step: runner.max_tokens_per_step,
-            max_seqs_per_step: runner.max_seqs_per_step,
-            max_context: plan.max_context,
-            vocab_size: config.vocab_size,
-        };
+        let limits = plan.limits(config, runner);
         let cache = KvShape {
             pages: plan.pages + 1,
             page_size: plan.page_size,
@@ -142,7 +135,7 @@ impl<D: Device> CompiledRunner<D> {
     fn step_programs(&mut self, bucket: Bucket) -> Result<StepPrograms<D>, RunnerError> {
         self.programs.step(&self.device, bucket).map_err(|error| match error {
             CompileError::Device(error) => runner_error(error),
-            CompileError::Graph(error) => self.failed("record", error),
+            error => self.failed("record", error),
         })
     }
 
