@@ -22,7 +22,7 @@ use samebits_engine::{
     Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, RunnerError, SamplingParams, Stats,
 };
 use samebits_hlo::{Argument, Device, DeviceError, Options, Program};
-use samebits_pjrt::{Buffer, Client, Executable, PjrtDevice, Plugin, testing};
+use samebits_pjrt::{Buffer, Client, Executable, PjrtDevice, Plugin, Value, testing};
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::HostTensor;
 
@@ -219,6 +219,10 @@ impl Device for Faulty {
         "faulty"
     }
 
+    fn ranks(&self) -> usize {
+        self.device.ranks()
+    }
+
     fn options(&self, module: String) -> Options {
         self.device.options(module)
     }
@@ -229,22 +233,22 @@ impl Device for Faulty {
         self.device.compile(program)
     }
 
-    fn upload(&self, value: &HostTensor) -> Result<Buffer, DeviceError> {
+    fn upload(&self, rank: usize, value: &HostTensor) -> Result<Buffer, DeviceError> {
         // A step's inputs are small.
         if value.shape().elements() <= 64 {
             self.fail(&[Fault::Upload])?;
         }
-        self.device.upload(value)
+        self.device.upload(rank, value)
     }
 
     fn run(
         &self,
         executable: &Executable,
-        mut arguments: Vec<Argument<'_, Buffer>>,
-    ) -> Result<Vec<Buffer>, DeviceError> {
+        mut arguments: Vec<Vec<Argument<'_, Buffer>>>,
+    ) -> Result<Vec<Vec<Buffer>>, DeviceError> {
         self.fail(&[Fault::Refuse, Fault::Lost])?;
         if let Err(error) = self.fail(&[Fault::Run]) {
-            for argument in &mut arguments {
+            for argument in arguments.iter_mut().flatten() {
                 if let Argument::Given(buffer) = argument {
                     buffer.take();
                 }
@@ -312,4 +316,39 @@ fn a_lost_device_is_said_to_be_lost() {
         }));
     }
     assert!(matches!(&errors[..], [RequestError::Runner(RunnerError::DeviceLost { .. })]), "{errors:?}");
+}
+
+/// The first devices of a client that has four.
+fn sharing(ranks: usize) -> PjrtDevice {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    let open = || {
+        let plugin = Plugin::open(testing::cpu_plugin()).expect("a plugin");
+        plugin.client(&[("cpu_device_count", Value::Int64(4))]).expect("a client")
+    };
+    PjrtDevice::group(CLIENT.get_or_init(open).clone(), 0..ranks).unwrap()
+}
+
+/// Heads that are split, heads that are shared by two ranks or by four, an output layer of its own and one that is the
+/// embedding, plain and in blocks.
+#[test]
+fn devices_that_share_layers_change_no_bit() {
+    let models = [("mistral", 2), ("llama3", 4), ("gguf/wide.mixed256.gguf", 2)];
+    for (name, ranks) in models {
+        let checkpoint = tiny(name);
+        let plan = crowded(&checkpoint);
+        let (expected, ..) = serve(on_cpu(&checkpoint, &plan));
+        let (found, errors, stats) = serve(on(sharing(ranks), &checkpoint, &plan));
+        assert!(errors.is_empty() && stats.preemptions > 0, "{name}: {errors:?}");
+        assert_eq!(expected, found, "{name} on {ranks}");
+    }
+}
+
+#[test]
+fn heads_that_cannot_be_shared_are_refused() {
+    let checkpoint = tiny("qwen2");
+    let (config, plan) = (small(), plan(&checkpoint));
+    let weights = &*checkpoint.weights;
+    let loaded = CompiledRunner::load(sharing(2), &checkpoint.config, weights, &config, &plan, &|_| {});
+    let error = loaded.err().expect("three heads on two devices").to_string();
+    assert!(error.contains("num_attention_heads") && error.contains('3'), "{error}");
 }

@@ -52,9 +52,13 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             let context = LayerContext { index, rope: rope.clone(), local_rope: local_rope.clone() };
             L::load(&model.at("layers").at(index), &context)
         };
+        let is_alone = weights.backend().rank().count == 1;
+        let part =
+            |of: &Loader<'_, B>, name| of.linear_part(name, config.vocab_size, config.hidden_size, false);
         let lm_head = match config.tie_word_embeddings {
-            true => embed_tokens.as_linear(),
-            false => weights.linear("lm_head", config.vocab_size, config.hidden_size, false)?,
+            true if is_alone => embed_tokens.as_linear(),
+            true => part(&model, "embed_tokens")?,
+            false => part(weights, "lm_head")?,
         };
         Ok(Decoder {
             lm_head,
@@ -103,7 +107,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
     /// Logits `[r, vocab_size]` of the step's chosen tokens, from the last layer's `x [t, hidden_size]`.
     pub fn head(&self, x: &Tensor<B>, step: &Step<B>) -> Result<Tensor<B>> {
         let x = self.norm.forward(&x.gather(&step.logits)?)?;
-        let logits = self.lm_head.forward(&x)?;
+        let logits = self.lm_head.forward(&x)?.all_gather(1)?;
         match self.final_logit_softcapping {
             Some(cap) => logits.soft_cap(cap),
             None => Ok(logits),

@@ -199,6 +199,9 @@ pub(crate) struct DeviceArgs {
     /// Where to run: cpu, candle, candle-float, reference, or pjrt:PATH for the first device of a PJRT plugin.
     #[arg(long, default_value = "cpu", help_heading = "Device")]
     pub(crate) device: String,
+    /// Devices that share each layer, each with its part of the weights and of the cache: for pjrt. The bits stay the same.
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Device")]
+    pub(crate) tensor_parallel_size: usize,
     /// Threads of the CPU; one a core if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) threads: Option<usize>,
@@ -278,7 +281,7 @@ impl ModelArgs {
 
 impl DeviceArgs {
     pub(crate) fn choice(&self) -> anyhow::Result<(Device, CpuOptions)> {
-        let device: Device = self.device.parse()?;
+        let device = self.device.parse::<Device>()?.with_ranks(self.tensor_parallel_size)?;
         let isa = self.isa.as_deref().map(Isa::named).transpose()?;
         if self.threads == Some(0) {
             bail!("--threads is 0; give at least 1");

@@ -22,7 +22,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn findings() -> Vec<Finding> {
-    let devices = Device::BUILT_IN.into_iter().chain([Device::Pjrt { plugin: None }]);
+    let devices = Device::BUILT_IN.into_iter().chain([Device::Pjrt { plugin: None, ranks: 1 }]);
     let present = devices.map(|device| Finding {
         name: device.name(),
         found: capabilities(&device, &CpuOptions::default())

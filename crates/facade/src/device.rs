@@ -7,7 +7,7 @@ use samebits_checkpoint::Resolver;
 use samebits_cpu::{Cpu, Host, Isa};
 use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
-use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, discover};
+use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Backend, Capabilities, Format};
 
@@ -25,16 +25,30 @@ pub enum Device {
     CandleFloat,
     /// The host's processors through plain primitives: the reference that every backend is compared with. Slow.
     Reference,
-    /// The first device of a PJRT plugin, which compiles the model ahead of time.
+    /// The first devices of a PJRT plugin, which compiles the model ahead of time.
     Pjrt {
         /// The plugin's library; the first that [`samebits_pjrt::discover`] finds if `None`.
         plugin: Option<PathBuf>,
+        /// How many of its devices share each layer.
+        ranks: usize,
     },
 }
 
 impl Device {
     /// Devices that need nothing but this build.
     pub const BUILT_IN: [Device; 4] = [Device::Cpu, Device::Candle, Device::CandleFloat, Device::Reference];
+
+    /// The device with so many ranks that share each layer, in place of one.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] of a device that is one by nature.
+    pub fn with_ranks(self, ranks: usize) -> Result<Self, Error> {
+        match self {
+            Device::Pjrt { plugin, .. } if ranks > 0 => Ok(Device::Pjrt { plugin, ranks }),
+            device if ranks == 1 => Ok(device),
+            device => Err(Error::Ranks { device, ranks }),
+        }
+    }
 
     /// The name on a command line, without what follows a colon.
     pub fn name(&self) -> &'static str {
@@ -51,7 +65,7 @@ impl Device {
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Device::Pjrt { plugin: Some(plugin) } => write!(f, "pjrt:{}", plugin.display()),
+            Device::Pjrt { plugin: Some(plugin), .. } => write!(f, "pjrt:{}", plugin.display()),
             _ => f.write_str(self.name()),
         }
     }
@@ -62,10 +76,10 @@ impl FromStr for Device {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         if let Some(path) = name.strip_prefix("pjrt:").filter(|path| !path.is_empty()) {
-            return Ok(Device::Pjrt { plugin: Some(path.into()) });
+            return Ok(Device::Pjrt { plugin: Some(path.into()), ranks: 1 });
         }
         if name == "pjrt" {
-            return Ok(Device::Pjrt { plugin: None });
+            return Ok(Device::Pjrt { plugin: None, ranks: 1 });
         }
         let known = Device::BUILT_IN.into_iter().find(|device| device.name() == name);
         known.ok_or_else(|| Error::UnknownDevice {
@@ -101,8 +115,8 @@ pub fn capabilities(device: &Device, options: &CpuOptions) -> Result<Capabilitie
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
         Device::Reference => Host.capabilities().clone(),
-        Device::Pjrt { plugin } => {
-            let device = pjrt(plugin.clone(), None)?;
+        Device::Pjrt { plugin, ranks } => {
+            let device = pjrt(plugin.clone(), *ranks, None)?;
             let (major, minor) = device.client().plugin().api_version();
             let (path, platform) = (device.client().plugin().path(), device.client().platform_version());
             Capabilities {
@@ -115,11 +129,17 @@ pub fn capabilities(device: &Device, options: &CpuOptions) -> Result<Capabilitie
     })
 }
 
-/// The first device of a plugin.
-fn pjrt(plugin: Option<PathBuf>, programs: Option<PathBuf>) -> Result<PjrtDevice, Error> {
+/// The first devices of a plugin.
+fn pjrt(plugin: Option<PathBuf>, ranks: usize, programs: Option<PathBuf>) -> Result<PjrtDevice, Error> {
     let found = || discover().into_iter().next().map(|(path, _)| path);
     let path = plugin.or_else(found).ok_or(Error::NoPlugin)?;
-    let device = PjrtDevice::new(Plugin::open(path)?.client(&[])?, 0)?;
+    let plugin = Plugin::open(path)?;
+    let mut client = plugin.client(&[])?;
+    if client.platform() == "cpu" && client.devices().len() < ranks {
+        // A host's processors are as many devices as are asked for.
+        client = plugin.client(&[("cpu_device_count", Value::Int64(ranks as i64))])?;
+    }
+    let device = PjrtDevice::group(client, 0..ranks)?;
     Ok(match programs {
         Some(directory) => device.with_cache(ExecutableCache::open(directory)?),
         None => device,
@@ -166,7 +186,9 @@ pub(crate) fn open(
         (Device::Candle, None) => model.onto(Candle::exact(CandleDevice::Cpu)),
         (Device::CandleFloat, None) => model.onto(Candle::float(CandleDevice::Cpu)),
         (Device::Reference, None) => model.onto(Host),
-        (Device::Pjrt { plugin }, None) => Ok(Box::new(model.compiled_for(compiling(plugin)?)?)),
+        (Device::Pjrt { plugin, ranks }, None) => {
+            Ok(Box::new(model.compiled_for(compiling(plugin, *ranks)?)?))
+        }
     }
 }
 
@@ -177,12 +199,14 @@ pub(crate) fn compile(
     on_bucket: &dyn Fn(usize, usize),
 ) -> Result<(), Error> {
     match device {
-        Device::Pjrt { plugin } => Ok(model.compiled_for(compiling(plugin)?)?.compile_all(on_bucket)?),
+        Device::Pjrt { plugin, ranks } => {
+            Ok(model.compiled_for(compiling(plugin, *ranks)?)?.compile_all(on_bucket)?)
+        }
         other => Err(Error::NotCompiled { device: other.clone() }),
     }
 }
 
-/// A plugin's device, with the compiled programs that are kept beside the models.
-fn compiling(plugin: &Option<PathBuf>) -> Result<PjrtDevice, Error> {
-    pjrt(plugin.clone(), Some(Resolver::from_env().cache.join("programs")))
+/// A plugin's devices, with the compiled programs that are kept beside the models.
+fn compiling(plugin: &Option<PathBuf>, ranks: usize) -> Result<PjrtDevice, Error> {
+    pjrt(plugin.clone(), ranks, Some(Resolver::from_env().cache.join("programs")))
 }

@@ -22,6 +22,16 @@ pub enum Error {
         /// The device asked for.
         device: Device,
     },
+    /// A number of ranks that a device cannot have.
+    #[error(
+        "layers cannot be shared by {ranks} of the device {device}; `pjrt` takes more than one, every device takes 1"
+    )]
+    Ranks {
+        /// The device asked for.
+        device: Device,
+        /// The number asked for.
+        ranks: usize,
+    },
     /// A device that failed.
     #[error(transparent)]
     Runner(#[from] samebits_engine::RunnerError),

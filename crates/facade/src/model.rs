@@ -322,7 +322,8 @@ impl Builder {
         let loaded = std::cell::Cell::new(0);
         let on_weight = |bytes: usize| {
             loaded.set(loaded.get() + bytes as u64);
-            (self.on_load)(loaded.get(), plan.memory.weights);
+            // Ranks that share layers each have the whole of some weights.
+            (self.on_load)(loaded.get().min(plan.memory.weights), plan.memory.weights);
         };
         load(&plan.checkpoint.config, &*plan.checkpoint.weights, &on_weight)
     }

@@ -100,7 +100,7 @@ impl Graph {
                 Scalar::I32(value) => write!(f, " {value}")?,
                 Scalar::I8(value) => write!(f, " {value}")?,
             },
-            Op::Iota(axis) | Op::Concat(axis) => write!(f, " axis={axis}")?,
+            Op::Iota(axis) | Op::Concat(axis) | Op::AllGather(axis) => write!(f, " axis={axis}")?,
             Op::Permute(axes) => write!(f, " axes={axes:?}")?,
             Op::Slice(ranges) => write!(f, " {ranges:?}")?,
             _ => {}

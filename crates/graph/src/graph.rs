@@ -60,6 +60,8 @@ pub enum Op {
     Gather,
     /// Operand, indices, rows.
     Scatter,
+    /// Operands of all ranks joined along an axis.
+    AllGather(usize),
 }
 
 impl Op {
@@ -98,6 +100,7 @@ impl Op {
             Op::MatmulExact => "matmul_exact",
             Op::Gather => "gather",
             Op::Scatter => "scatter",
+            Op::AllGather(_) => "all_gather",
         }
     }
 }

@@ -118,6 +118,7 @@ impl<B: Backend> Program<'_, B> {
             Op::MaxReduce => b.max_reduce(x[0], shape),
             Op::MatmulExact => b.matmul_exact(x[0], x[1]),
             Op::Gather => b.gather(x[0], x[1]),
+            Op::AllGather(axis) => b.all_gather(x[0], *axis, shape),
             Op::Input(_) | Op::Constant(_) | Op::Scatter => unreachable!("handled by run"),
         };
         Ok(Tensor::from_data(b, shape, node.dtype, data?))

@@ -7,8 +7,8 @@ use std::{
 
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
-    Format, HostTensor, HostWeight, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, UnaryOp,
-    Weight, decompose,
+    Format, HostTensor, HostWeight, KvCache, PlainWeight, Rank, Result, RopeTable, Scalar, Shape, Tensor,
+    UnaryOp, Weight, decompose,
 };
 
 use crate::{Fill, Graph, GraphError, Node, NodeId, Op, graph::Recording};
@@ -23,6 +23,7 @@ const SHARED_CONSTANT_BYTES: usize = 1 << 16;
 #[derive(Clone)]
 pub struct Trace {
     capabilities: Arc<Capabilities>,
+    rank: Rank,
     recorder: Arc<Mutex<Recorder>>,
 }
 
@@ -35,6 +36,8 @@ struct Recorder {
     constants: Vec<(Option<Arc<str>>, Option<HostTensor>)>,
     place: Option<Place>,
     shared: HashMap<(Shape, DType, Vec<u8>), NodeId>,
+    /// Whether other ranks have constants of their own, so that two that are equal here need not be equal there.
+    has_ranks: bool,
     scope: Vec<Arc<str>>,
 }
 
@@ -50,7 +53,7 @@ impl Trace {
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };
-        Trace { capabilities: Arc::new(capabilities), recorder: Arc::default() }
+        Trace { capabilities: Arc::new(capabilities), rank: Rank::ALONE, recorder: Arc::default() }
     }
 
     /// A recording that gives each constant, with its number, to `place` and does not keep it: a large model's weights are
@@ -59,6 +62,13 @@ impl Trace {
         let trace = Trace::new();
         trace.lock().place = Some(Box::new(place));
         trace
+    }
+
+    /// The recording as one of several ranks. Traces of all ranks record the same graphs, with constants of the same numbers
+    /// and shapes: each the values of its own rank.
+    pub fn with_rank(self, rank: Rank) -> Self {
+        self.lock().has_ranks = rank.count > 1;
+        Trace { rank, ..self }
     }
 
     /// A value that is given to each run, in dumps and errors under this name.
@@ -188,7 +198,7 @@ impl Recorder {
             dtype: host.dtype(),
         };
         let index = self.constants.len();
-        if host.bytes().len() > SHARED_CONSTANT_BYTES {
+        if self.has_ranks || host.bytes().len() > SHARED_CONSTANT_BYTES {
             self.add_constant(host)?;
             return self.push(node(index));
         }
@@ -221,6 +231,13 @@ impl Backend for Trace {
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+    fn all_gather(&self, x: &Tensor<Self>, axis: usize, shape: &Shape) -> Result<NodeId> {
+        self.record(Op::AllGather(axis), &[x], shape, x.dtype())
     }
 
     fn upload(&self, host: &HostTensor) -> Result<NodeId> {

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use crate::proto::{
     Computation, DotDimensions, ElementType, GatherDimensions, Instruction, Layout, Literal, Metadata,
-    ProgramShape, ScatterDimensions, Shape, SliceDimensions,
+    ProgramShape, ReplicaGroup, ScatterDimensions, Shape, SliceDimensions,
 };
 
 /// A value of a computation that is being built.
@@ -94,6 +94,14 @@ impl Builder {
 
     pub(crate) fn concatenate(&mut self, xs: &[&Value], dims: Vec<i64>, axis: usize) -> Value {
         self.push("concatenate", xs[0].element, dims, xs, |it| it.dimensions = vec![axis as i64])
+    }
+
+    /// `x` of each of `ranks` replicas, joined along `axis`.
+    pub(crate) fn all_gather(&mut self, x: &Value, dims: Vec<i64>, axis: usize, ranks: usize) -> Value {
+        self.push("all-gather", x.element, dims, &[x], |it| {
+            it.dimensions = vec![axis as i64];
+            it.replica_groups = vec![ReplicaGroup { replica_ids: (0..ranks as i64).collect() }];
+        })
     }
 
     /// `[b, m, k] x [b, n, k] -> [b, m, n]`.

@@ -2,23 +2,29 @@ use samebits_tensor::HostTensor;
 
 use crate::{Options, Program};
 
-/// A device that compiles modules and runs them: a PJRT plugin's, or a NeuronCore.
+/// A device that compiles modules and runs them: a PJRT plugin's, or a NeuronCore. Or several, called ranks, that run each
+/// module together.
 ///
 /// Runs are in the order in which they were started, and may return before they are done; what fails later is told by
 /// [`Device::download`].
 pub trait Device: Send + Sync + 'static {
-    /// A tensor on the device.
+    /// A tensor on one rank.
     type Buffer: Send + Sync;
-    /// A compiled module, loaded.
+    /// A compiled module, loaded on all ranks.
     type Executable: Send + Sync;
 
     /// What it is called: `pjrt:cpu`.
     fn name(&self) -> &str;
 
+    /// How many run each module together.
+    fn ranks(&self) -> usize {
+        1
+    }
+
     /// How modules are lowered for it.
     fn options(&self, module: String) -> Options;
 
-    /// Bytes of its memory, where it tells.
+    /// Bytes of its memory, of all ranks, where it tells.
     fn memory_bytes(&self) -> Option<u64> {
         None
     }
@@ -29,21 +35,21 @@ pub trait Device: Send + Sync + 'static {
     /// What the compiler says.
     fn compile(&self, program: &Program) -> Result<Self::Executable, DeviceError>;
 
-    /// Copies a tensor to the device.
+    /// Copies a tensor to a rank.
     ///
     /// # Errors
-    /// If the device cannot hold it.
-    fn upload(&self, value: &HostTensor) -> Result<Self::Buffer, DeviceError>;
+    /// If the rank cannot hold it.
+    fn upload(&self, rank: usize, value: &HostTensor) -> Result<Self::Buffer, DeviceError>;
 
-    /// Starts a run, with one argument for each parameter. Returns the outputs.
+    /// Starts a run, with one argument for each parameter, for each rank. Returns the outputs of each.
     ///
     /// # Errors
     /// If it could not be started. A given argument that is still there then holds what it held.
     fn run(
         &self,
         executable: &Self::Executable,
-        arguments: Vec<Argument<'_, Self::Buffer>>,
-    ) -> Result<Vec<Self::Buffer>, DeviceError>;
+        arguments: Vec<Vec<Argument<'_, Self::Buffer>>>,
+    ) -> Result<Vec<Vec<Self::Buffer>>, DeviceError>;
 
     /// Copies a tensor to the host, after all that computes it.
     ///

@@ -51,6 +51,8 @@ pub struct Options {
     /// What names of constants and of fused operations begin with and leave out, such as `model.layers.3.`: layers that compute
     /// the same have then the same module.
     pub relative_to: Option<String>,
+    /// Ranks that run the module together, each on its own arguments.
+    pub ranks: usize,
     /// Whether tensors carry the names that the Neuron runtime binds them by, and aliases are binding.
     pub tensor_names: bool,
 }
@@ -58,8 +60,14 @@ pub struct Options {
 impl Options {
     /// For a PJRT plugin.
     pub fn new(name: impl Into<String>) -> Self {
-        let exact_dot = ExactDot::F32;
-        Options { name: name.into(), guard: true, exact_dot, relative_to: None, tensor_names: false }
+        Options {
+            name: name.into(),
+            guard: true,
+            exact_dot: ExactDot::F32,
+            relative_to: None,
+            ranks: 1,
+            tensor_names: false,
+        }
     }
 
     /// For neuronx-cc.

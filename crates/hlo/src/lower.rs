@@ -131,6 +131,7 @@ impl Lowering<'_> {
             Op::MatmulExact => self.matmul_exact(&x[0], &x[1]),
             Op::Gather => b.gather(&x[0], &x[1]),
             Op::Scatter => b.scatter(&x[0], &x[1], &x[2]),
+            Op::AllGather(axis) => b.all_gather(&x[0], dims, *axis, self.options.ranks),
         }
     }
 

@@ -71,7 +71,7 @@ pub struct Instruction {
     /// Of `parameter`.
     #[prost(int64, tag = "9")]
     pub parameter_number: i64,
-    /// Of `broadcast`, `concatenate`, `iota`, `reduce`, `transpose`.
+    /// Of `all-gather`, `broadcast`, `concatenate`, `iota`, `reduce`, `transpose`.
     #[prost(int64, repeated, tag = "14")]
     pub dimensions: Vec<i64>,
     /// Of `slice`.

@@ -63,7 +63,7 @@ fn attributes(it: &Instruction, computations: &HashMap<i64, &str>) -> Vec<(&'sta
     let mut all = Vec::new();
     match it.opcode.as_str() {
         "iota" => all.push(("iota_dimension", it.dimensions[0].to_string())),
-        "broadcast" | "concatenate" | "reduce" | "transpose" => {
+        "all-gather" | "broadcast" | "concatenate" | "reduce" | "transpose" => {
             all.push(("dimensions", list(&it.dimensions)))
         }
         "compare" => all.push(("direction", it.comparison_direction.clone())),

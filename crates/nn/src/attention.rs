@@ -30,7 +30,8 @@ impl AttentionSpec {
     }
 }
 
-/// Grouped-query attention with rotary positions over a paged cache.
+/// Grouped-query attention with rotary positions over a paged cache. Where ranks share it, each has its heads, and the cache
+/// of its key-value heads.
 #[derive(Clone)]
 pub struct Attention<B: Backend> {
     /// `[heads * head_dim, hidden_size]`.
@@ -55,13 +56,12 @@ impl<B: Backend> Attention<B> {
     /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm` and `k_norm` where the model has them.
     pub fn load(weights: &Loader<'_, B>, spec: AttentionSpec, rope: &RopeTable<B>) -> loader::Result<Self> {
         let config = weights.config();
-        let (hidden, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
         let norm = |name| weights.norm(name, config.head_dim);
         Ok(Attention {
-            q_proj: weights.linear("q_proj", q, hidden, spec.bias)?,
-            k_proj: weights.linear("k_proj", kv, hidden, spec.bias)?,
-            v_proj: weights.linear("v_proj", kv, hidden, spec.bias)?,
-            o_proj: weights.linear("o_proj", hidden, q, spec.output_bias)?,
+            q_proj: weights.linear_heads("q_proj", config.num_attention_heads, spec.bias)?,
+            k_proj: weights.linear_heads("k_proj", config.num_key_value_heads, spec.bias)?,
+            v_proj: weights.linear_heads("v_proj", config.num_key_value_heads, spec.bias)?,
+            o_proj: weights.linear_part("o_proj", config.hidden_size, config.q_size(), spec.output_bias)?,
             qk_norm: if spec.qk_norm { Some([norm("q_norm")?, norm("k_norm")?]) } else { None },
             rope: rope.clone(),
             head_dim: config.head_dim,
@@ -79,7 +79,8 @@ impl<B: Backend> Attention<B> {
         self.store_heads(&k, &v, step, cache)?;
         let q = self.rotated(&q, self.qk_norm.as_ref().map(|[q_norm, _]| q_norm), step)?;
         let out = q.attention(cache, &step.attention, &self.params)?;
-        self.o_proj.forward(&out.reshape([out.dims()[0], out.dims()[1] * self.head_dim])?)
+        let out = out.reshape([out.dims()[0], out.dims()[1] * self.head_dim])?;
+        self.o_proj.forward(&out.all_gather(1)?)?.all_gather(1)
     }
 
     /// Only the keys and values of `x [t, hidden_size]`, to the cache.

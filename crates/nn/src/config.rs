@@ -247,6 +247,29 @@ impl Config {
         self.num_key_value_heads * self.head_dim
     }
 
+    /// That so many ranks can share each layer, whole heads and as many rows for each.
+    ///
+    /// # Errors
+    /// Naming the first field that they do not divide.
+    pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
+        let extents = [
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("hidden_size", self.hidden_size),
+            ("vocab_size", self.vocab_size),
+        ];
+        let fits = |(field, extent): &(&str, usize)| {
+            let is_shared = *field == "num_key_value_heads" && ranks.is_multiple_of(*extent);
+            ranks > 0 && (extent.is_multiple_of(ranks) || is_shared)
+        };
+        extents.into_iter().find(|extent| !fits(extent)).map_or(Ok(()), |(field, extent)| {
+            let supported =
+                format!("the number of devices that share a layer has to divide it, and is {ranks}");
+            Err(ConfigError::unsupported(field, extent, supported))
+        })
+    }
+
     /// The same, once every field is known to make sense.
     ///
     /// # Errors

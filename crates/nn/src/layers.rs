@@ -96,9 +96,9 @@ impl<B: Backend> Mlp<B> {
         let config = weights.config();
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Mlp {
-            gate_proj: weights.linear("gate_proj", inner, hidden, false)?,
-            up_proj: weights.linear("up_proj", inner, hidden, false)?,
-            down_proj: weights.linear("down_proj", hidden, inner, false)?,
+            gate_proj: weights.linear_part("gate_proj", inner, hidden, false)?,
+            up_proj: weights.linear_part("up_proj", inner, hidden, false)?,
+            down_proj: weights.linear_part("down_proj", hidden, inner, false)?,
             activation: config.hidden_activation,
         })
     }
@@ -109,9 +109,9 @@ impl<B: Backend> Mlp<B> {
         if gate.bias.is_none() && up.bias.is_none() {
             let (gate, up, activation) = (&gate.weight, &up.weight, *activation);
             let y = x.feed_forward(FeedForward { gate, up, down: &down.weight, activation })?;
-            return down.add_bias(y);
+            return down.add_bias(y)?.all_gather(1);
         }
         let [gate, up] = Linear::forward_all([gate, up], x)?;
-        down.forward(&gate.glu(&up, *activation)?)
+        down.forward(&gate.glu(&up, *activation)?.all_gather(1)?)?.all_gather(1)
     }
 }

@@ -1,4 +1,6 @@
-use samebits_tensor::{Backend, Tensor, Weight};
+use std::ops::Range;
+
+use samebits_tensor::{Backend, HostWeight, Tensor, Weight};
 
 use crate::{
     Config, ConfigError, Embedding, Linear, RmsNorm, WeightError, WeightSource, check_finite,
@@ -64,6 +66,40 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(Linear { weight, bias })
     }
 
+    /// This rank's rows of `name.weight [rows, cols]`, and of `name.bias [rows]` if `bias`: all of them where a backend is
+    /// alone. Every rank has as many, in the order of the ranks.
+    pub fn linear_part(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear<B>> {
+        self.linear_rows(name, self.backend.rank().part(rows)?, rows, cols, bias)
+    }
+
+    /// The rows of this rank's heads of `name.weight [heads * head_dim, hidden_size]`, and of `name.bias` if `bias`. Where there
+    /// are fewer heads than ranks, several ranks have the same.
+    pub fn linear_heads(&self, name: &str, heads: usize, bias: bool) -> Result<Linear<B>> {
+        let Config { head_dim, hidden_size, .. } = *self.config;
+        let part = self.backend.rank().heads(heads)?;
+        let part = part.start * head_dim..part.end * head_dim;
+        self.linear_rows(name, part, heads * head_dim, hidden_size, bias)
+    }
+
+    /// Rows `part` of `name.weight [rows, cols]`, and of `name.bias [rows]` if `bias`.
+    fn linear_rows(
+        &self,
+        name: &str,
+        part: Range<usize>,
+        rows: usize,
+        cols: usize,
+        bias: bool,
+    ) -> Result<Linear<B>> {
+        if part.len() == rows {
+            return self.linear(name, rows, cols, bias);
+        }
+        let host = self.source.get_shaped(&format!("{}{name}.weight", self.prefix), &[rows, cols])?;
+        let weight = self.pack(&host.rows(part.clone())?)?;
+        let bias = bias.then(|| self.values(&format!("{name}.bias"), rows)).transpose()?;
+        let bias = bias.map(|bias| Tensor::of(self.backend, [part.len()], &bias[part])).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
     /// `name.weight [vocab_size, hidden_size]`.
     pub fn embedding(&self, name: &str) -> Result<Embedding<B>> {
         let Config { vocab_size, hidden_size, .. } = *self.config;
@@ -80,10 +116,13 @@ impl<'a, B: Backend> Loader<'a, B> {
         if let Some(weight) = self.stored(&name, rows, cols)? {
             return Ok(weight);
         }
-        let host = self.source.get_shaped(&name, &[rows, cols])?;
-        check_finite_on(&host, |tasks, run| self.backend.on_host(tasks, run))?;
+        self.pack(&self.source.get_shaped(&name, &[rows, cols])?)
+    }
+
+    fn pack(&self, host: &HostWeight) -> Result<Weight<B>> {
+        check_finite_on(host, |tasks, run| self.backend.on_host(tasks, run))?;
         (self.on_weight)(host.bytes.len());
-        let weight = Weight::pack(self.backend, &host)?;
+        let weight = Weight::pack(self.backend, host)?;
         host.bytes.release(0..host.bytes.len());
         Ok(weight)
     }
@@ -103,9 +142,13 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<B>> {
+        Ok(Tensor::of(self.backend, [len], &self.values(name, len)?)?)
+    }
+
+    fn values(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let host = self.source.get_shaped(&format!("{}{name}", self.prefix), &[len])?;
         check_finite(&host)?;
         (self.on_weight)(host.bytes.len());
-        Ok(Tensor::of(self.backend, [len], &host.to_f32()?)?)
+        Ok(host.to_f32()?)
     }
 }

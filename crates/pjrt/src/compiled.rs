@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use samebits_hlo::{Argument as Given, Device as Compiles, DeviceError, Options, Program};
 use samebits_tensor::{DType, HostTensor};
 
@@ -6,10 +8,11 @@ use crate::{
     PjrtError, Value,
 };
 
-/// One device of a client, for modules of [`samebits_hlo`].
+/// A device of a client, or several that run each module together, for modules of [`samebits_hlo`].
 pub struct PjrtDevice {
     client: Client,
-    index: usize,
+    /// By rank.
+    devices: Vec<usize>,
     name: String,
     cache: Option<ExecutableCache>,
 }
@@ -20,12 +23,21 @@ impl PjrtDevice {
     /// # Errors
     /// [`PjrtError::Device`] if there is none.
     pub fn new(client: Client, index: usize) -> Result<Self, PjrtError> {
+        Self::group(client, index..index + 1)
+    }
+
+    /// The devices of these places, as ranks.
+    ///
+    /// # Errors
+    /// [`PjrtError::Device`] if there are fewer.
+    pub fn group(client: Client, devices: Range<usize>) -> Result<Self, PjrtError> {
         let count = client.devices().len();
-        if index >= count {
-            return Err(PjrtError::Device { index, count });
+        if devices.end > count {
+            return Err(PjrtError::Device { index: devices.end - 1, count });
         }
-        let name = format!("pjrt:{}:{index}", client.platform());
-        Ok(PjrtDevice { client, index, name, cache: None })
+        let places: Vec<String> = devices.clone().map(|index| index.to_string()).collect();
+        let name = format!("pjrt:{}:{}", client.platform(), places.join(","));
+        Ok(PjrtDevice { client, devices: devices.collect(), name, cache: None })
     }
 
     /// The device, which looks for compiled modules in `cache`, and keeps there what it compiles.
@@ -55,17 +67,22 @@ impl Compiles for PjrtDevice {
         &self.name
     }
 
+    fn ranks(&self) -> usize {
+        self.devices.len()
+    }
+
     fn options(&self, module: String) -> Options {
-        Options::new(module)
+        Options { ranks: self.ranks(), ..Options::new(module) }
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        self.client.memory_stats(self.index).ok()??.limit
+        self.devices.iter().map(|&index| self.client.memory_stats(index).ok()??.limit).sum()
     }
 
     fn compile(&self, program: &Program) -> Result<Executable, DeviceError> {
         let flags = if self.client.platform() == "cpu" { exact_flags() } else { Vec::new() };
-        let options = CompileOptions { devices: vec![self.index], flags, ..CompileOptions::default() };
+        let (replicas, devices) = (self.ranks(), self.devices.clone());
+        let options = CompileOptions { replicas, devices, flags, ..CompileOptions::default() };
         let bytes = program.bytes();
         let executable = match &self.cache {
             Some(cache) => cache.compile(&self.client, &bytes, Format::Hlo, &options).map(|(it, _)| it),
@@ -74,26 +91,27 @@ impl Compiles for PjrtDevice {
         executable.map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
     }
 
-    fn upload(&self, value: &HostTensor) -> Result<Buffer, DeviceError> {
-        let buffer =
-            self.client.upload(self.index, value.bytes(), element(value.dtype()), value.shape().dims());
+    fn upload(&self, rank: usize, value: &HostTensor) -> Result<Buffer, DeviceError> {
+        let device = self.devices[rank];
+        let buffer = self.client.upload(device, value.bytes(), element(value.dtype()), value.shape().dims());
         buffer.map_err(|error| self.failed(format!("upload {} {}", value.dtype(), value.shape()), &error))
     }
 
     fn run(
         &self,
         executable: &Executable,
-        arguments: Vec<Given<'_, Buffer>>,
-    ) -> Result<Vec<Buffer>, DeviceError> {
-        let arguments: Option<Vec<Argument<'_>>> = arguments.into_iter().map(argument).collect();
+        arguments: Vec<Vec<Given<'_, Buffer>>>,
+    ) -> Result<Vec<Vec<Buffer>>, DeviceError> {
+        let of_rank = |arguments: Vec<_>| arguments.into_iter().map(argument).collect::<Option<Vec<_>>>();
+        let arguments: Option<Vec<Vec<Argument<'_>>>> = arguments.into_iter().map(of_rank).collect();
         let arguments = arguments.ok_or_else(|| DeviceError::Failed {
             op: "run".into(),
             device: self.name.clone(),
             detail: "an argument was given away before".into(),
             retriable: false,
         })?;
-        let started = executable.execute(vec![arguments]).map_err(|error| self.failed("run", &error))?;
-        Ok(started.outputs.into_iter().next().unwrap_or_default())
+        let started = executable.execute(arguments).map_err(|error| self.failed("run", &error))?;
+        Ok(started.outputs)
     }
 
     fn download(&self, buffer: &Buffer, out: &mut [u8]) -> Result<(), DeviceError> {

@@ -69,12 +69,14 @@ fn run(device: &PjrtDevice, case: &Case) -> Result<Vec<HostTensor>, Failure> {
     let executable = device.compile(&program)?;
     let zero = HostTensor::of([], &[0i32])?;
     let values = program.parameters.iter().map(|parameter| match parameter.source {
-        Source::Input(index) => device.upload(&case.inputs[index]),
-        Source::Constant(index) => device.upload(graph.constants()[index].value.as_ref().expect("a value")),
-        Source::Zero => device.upload(&zero),
+        Source::Input(index) => device.upload(0, &case.inputs[index]),
+        Source::Constant(index) => {
+            device.upload(0, graph.constants()[index].value.as_ref().expect("a value"))
+        }
+        Source::Zero => device.upload(0, &zero),
     });
     let values = values.collect::<Result<Vec<_>, _>>()?;
-    let results = device.run(&executable, values.iter().map(Argument::Kept).collect())?;
+    let results = device.run(&executable, vec![values.iter().map(Argument::Kept).collect()])?.remove(0);
     let download = |(result, output): (_, &samebits_tensor::Tensor<Trace>)| {
         let mut bytes = vec![0; output.shape().elements() * output.dtype().size()];
         device.download(result, &mut bytes)?;

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionBatch, AttentionParams, DType, FeedForward, Format, HostTensor, HostWeight, Input,
-    KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
+    Activation, AttentionBatch, AttentionParams, DType, Error, FeedForward, Format, HostTensor, HostWeight,
+    Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
 };
 
 /// What a device is and what it takes. What is absent here is refused, never degraded.
@@ -16,6 +16,47 @@ pub struct Capabilities {
     pub formats: Vec<Format>,
     /// Memory that weights and pages may fill, in bytes, where the device tells.
     pub memory_bytes: Option<u64>,
+}
+
+/// One of several devices that share each layer of a model; they compute the same on their parts of its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rank {
+    /// Which one, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Rank {
+    /// A device that has each layer for itself.
+    pub const ALONE: Rank = Rank { index: 0, count: 1 };
+
+    /// This device's part of `extent` rows, of which every rank has as many.
+    ///
+    /// # Errors
+    /// If the ranks do not divide them.
+    pub fn part(self, extent: usize) -> Result<Range<usize>> {
+        let Rank { index, count } = self;
+        if !extent.is_multiple_of(count) {
+            return Err(Error::shape("part", format!("{count} ranks do not divide {extent} rows")));
+        }
+        let rows = extent / count;
+        Ok(index * rows..(index + 1) * rows)
+    }
+
+    /// This device's heads of `heads`: its part, or, where there are fewer than ranks, the one that it shares with its
+    /// neighbours.
+    ///
+    /// # Errors
+    /// If neither divides the other.
+    pub fn heads(self, heads: usize) -> Result<Range<usize>> {
+        let Rank { index, count } = self;
+        if heads > 0 && heads < count && count.is_multiple_of(heads) {
+            let head = index * heads / count;
+            return Ok(head..head + 1);
+        }
+        self.part(heads)
+    }
 }
 
 /// Element-wise operation of one operand.
@@ -95,6 +136,17 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Whether operations return before they are done, so that a step is best issued early and waited for late.
     fn is_asynchronous(&self) -> bool {
         false
+    }
+
+    /// Which part of each layer this is, where several devices share them.
+    fn rank(&self) -> Rank {
+        Rank::ALONE
+    }
+    /// The tensors of all ranks one after the other along `axis`, in the order of the ranks. Only called where there are
+    /// several.
+    fn all_gather(&self, x: &Tensor<Self>, axis: usize, shape: &Shape) -> Result<Self::Data> {
+        let _ = (x, axis);
+        Err(Error::shape("all_gather", format!("{shape} of several ranks on a backend that is alone")))
     }
 
     /// Copies a host tensor to the device.

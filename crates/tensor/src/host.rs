@@ -169,6 +169,18 @@ impl HostWeight {
         Ok((rows, cols))
     }
 
+    /// Some rows of a matrix; the bytes are shared.
+    ///
+    /// # Errors
+    /// As [`HostWeight::matrix`], or if there are not that many rows.
+    pub fn rows(&self, range: Range<usize>) -> Result<HostWeight> {
+        let (rows, cols) = self.matrix()?;
+        let row_bytes = self.format.row_bytes(cols)?;
+        let bytes = self.bytes.slice(range.start * row_bytes..range.end * row_bytes);
+        let bytes = bytes.ok_or_else(|| self.error(format!("rows {range:?} of {rows}")))?;
+        Ok(HostWeight { shape: vec![range.len(), cols], bytes, ..self.clone() })
+    }
+
     /// The values as f32, row-major (block formats dequantised in the contract's order).
     ///
     /// # Errors

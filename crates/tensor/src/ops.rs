@@ -38,7 +38,7 @@ impl<'a, B: Backend> From<&'a Tensor<B>> for Input<'a, B> {
     }
 }
 
-/// A gated feed-forward layer: `down(activation(gate(x)) * up(x))`.
+/// A gated feed-forward layer: `down(activation(gate(x)) * up(x))`. Where ranks share it, each has its rows of all three.
 pub struct FeedForward<'a, B: Backend> {
     /// `[inner, k]`.
     pub gate: &'a Weight<B>,
@@ -199,7 +199,8 @@ impl<B: Backend> Input<'_, B> {
     pub fn feed_forward(self, layer: FeedForward<'_, B>) -> Result<Tensor<B>> {
         let FeedForward { gate, up, down, .. } = layer;
         self.expect_input_of(&[gate, up])?;
-        let fits = gate.rows() == up.rows() && gate.rows() == down.cols();
+        let inner = gate.rows() * self.x.backend().rank().count;
+        let fits = gate.rows() == up.rows() && inner == down.cols();
         check(fits, "feed_forward", || {
             format!("gate of {} rows, up of {}, down of {} columns", gate.rows(), up.rows(), down.cols())
         })?;

@@ -181,6 +181,18 @@ impl<B: Backend> Tensor<B> {
         Ok(first.wrap(shape, first.dtype, data))
     }
 
+    /// The tensors of all ranks one after the other along `axis`; the tensor itself where a backend is alone.
+    pub fn all_gather(self, axis: usize) -> Result<Self> {
+        let count = self.backend.rank().count;
+        if count == 1 {
+            return Ok(self);
+        }
+        check(axis < self.shape.rank(), "all_gather", || format!("no axis {axis} in {}", self.shape))?;
+        let shape = self.shape.with(axis, self.shape[axis] * count);
+        let data = self.backend.all_gather(&self, axis, &shape)?;
+        Ok(self.wrap(shape, self.dtype, data))
+    }
+
     /// Values in another type; see [`Backend::cast`].
     pub fn cast(&self, dtype: DType) -> Result<Self> {
         if dtype == self.dtype {

@@ -1,17 +1,17 @@
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use samebits_graph::{Graph, GraphError};
 use samebits_hlo::{Argument, Device, DeviceError, Program, Source, lower};
-use samebits_tensor::HostTensor;
 
 use crate::compiled::{buckets::Bucket, record::Recorder};
 
-/// Tensors of a model's constants on a device, by their numbers in the trace.
-pub(crate) type Constants<D> = Arc<Mutex<HashMap<usize, <D as Device>::Buffer>>>;
+/// What programs take on a rank besides the inputs of a step.
+pub(crate) struct Placed<D: Device> {
+    /// The model's constants, by their numbers in the trace.
+    pub(crate) constants: HashMap<usize, D::Buffer>,
+    /// One i32 that is 0, for modules with guards.
+    pub(crate) zero: D::Buffer,
+}
 
 /// A part of a model for one bucket, compiled.
 pub(crate) struct Compiled<D: Device> {
@@ -26,22 +26,31 @@ impl<D: Device> Clone for Compiled<D> {
 }
 
 impl<D: Device> Compiled<D> {
-    /// Runs it on inputs and on constants of these numbers.
+    /// Runs it on the inputs of each rank and on constants of these numbers. Returns the outputs of each rank.
     pub(crate) fn run<'a>(
         &self,
         device: &D,
+        inputs: impl Iterator<Item = Vec<Argument<'a, D::Buffer>>>,
+        constants: &[usize],
+        ranks: &'a [Placed<D>],
+    ) -> Result<Vec<Vec<D::Buffer>>, DeviceError> {
+        let arguments = inputs.zip(ranks).map(|(inputs, rank)| self.arguments(inputs, constants, rank));
+        device.run(&self.executable, arguments.collect())
+    }
+
+    fn arguments<'a>(
+        &self,
         inputs: Vec<Argument<'a, D::Buffer>>,
         constants: &[usize],
-        placed: &'a HashMap<usize, D::Buffer>,
-        zero: &'a D::Buffer,
-    ) -> Result<Vec<D::Buffer>, DeviceError> {
+        rank: &'a Placed<D>,
+    ) -> Vec<Argument<'a, D::Buffer>> {
         let mut inputs: Vec<Option<Argument<'a, D::Buffer>>> = inputs.into_iter().map(Some).collect();
         let arguments = self.sources.iter().filter_map(|source| match *source {
             Source::Input(index) => inputs[index].take(),
-            Source::Constant(index) => placed.get(&constants[index]).map(Argument::Kept),
-            Source::Zero => Some(Argument::Kept(zero)),
+            Source::Constant(index) => rank.constants.get(&constants[index]).map(Argument::Kept),
+            Source::Zero => Some(Argument::Kept(&rank.zero)),
         });
-        device.run(&self.executable, arguments.collect())
+        arguments.collect()
     }
 }
 
@@ -161,12 +170,6 @@ impl<D: Device> Programs<D> {
     }
 }
 
-/// A constant that every guarded module takes.
-pub(crate) fn zero<D: Device>(device: &D) -> Result<D::Buffer, DeviceError> {
-    let zero = HostTensor::of([], &[0i32]).expect("four bytes fill one i32");
-    device.upload(&zero)
-}
-
 fn layer_program<D: Device>(device: &D, graph: &Graph, layer: usize, name: String) -> Program {
     let mut options = device.options(name);
     options.relative_to = Some(format!("model.layers.{layer}."));
@@ -183,11 +186,4 @@ fn compile<D: Device>(device: &D, program: &Program) -> Result<Compiled<D>, Devi
 
 fn constants(graph: &Graph) -> Vec<usize> {
     graph.constants().iter().map(|constant| constant.number).collect()
-}
-
-/// The map behind a lock that no panic can leave half-changed.
-pub(crate) fn locked<D: Device>(
-    constants: &Constants<D>,
-) -> std::sync::MutexGuard<'_, HashMap<usize, D::Buffer>> {
-    constants.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     mem,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use samebits_engine::{Batch, Limits, Logits, Runner, RunnerError};
@@ -9,14 +9,14 @@ use samebits_graph::{GraphError, Trace};
 use samebits_hlo::{Argument, Device, DeviceError};
 use samebits_models::Model;
 use samebits_nn::{Config, Loader, Result as LoadResult, WeightSource};
-use samebits_tensor::{DType, Error, HostTensor, KvShape, Shape};
+use samebits_tensor::{DType, Error, HostTensor, KvShape, Rank, Shape};
 
 use crate::{
     MemoryPlan, RunnerConfig,
     compiled::{
         Buckets,
         buckets::Bucket,
-        programs::{CompileError, Constants, Programs, StepPrograms, locked, zero},
+        programs::{CompileError, Placed, Programs, StepPrograms},
         record::Recorder,
     },
     inputs::{Inputs, Padding},
@@ -26,14 +26,18 @@ use crate::{
 /// page of their own, and the programs of that bucket are run: the embedding, each layer, the head. Layers of one kind
 /// share a program, so the time to compile does not grow with the depth of a model.
 ///
+/// A device of several ranks has its part of each layer's weights and of the cache on each of them. They exchange activations,
+/// never partial sums, so how many there are changes no bit.
+///
 /// Programs of a bucket are compiled when a step first needs them, or ahead by [`CompiledRunner::compile`].
 pub struct CompiledRunner<D: Device> {
     device: Arc<D>,
     programs: Programs<D>,
-    constants: HashMap<usize, D::Buffer>,
-    zero: D::Buffer,
+    ranks: Vec<Placed<D>>,
+    /// Of one rank.
     cache: KvShape,
-    caches: Vec<[Option<D::Buffer>; 4]>,
+    /// By layer and rank.
+    caches: Vec<Vec<[Option<D::Buffer>; 4]>>,
     limits: Limits,
     buckets: Buckets,
     submitted: VecDeque<Submitted<D::Buffer>>,
@@ -61,14 +65,20 @@ impl<D: Device> CompiledRunner<D> {
         on_weight: &dyn Fn(usize),
     ) -> LoadResult<Self> {
         let device = Arc::new(device);
-        let constants: Constants<D> = Arc::default();
-        let trace = placing(&device, &constants);
-        let model = Model::load(&Loader::new(&trace, weights, config, on_weight), plan.max_context)?;
+        config.check_ranks(device.ranks())?;
+        let load = |rank| {
+            let (trace, constants) = placing(&device, rank);
+            let model = Model::load(&Loader::new(&trace, weights, config, on_weight), plan.max_context)?;
+            LoadResult::Ok((trace, model, constants))
+        };
+        let (trace, model, first) = load(0)?;
+        let others = (1..device.ranks()).map(|rank| load(rank).map(|(_, _, constants)| constants));
+        let others: Vec<Constants<D>> = others.collect::<LoadResult<_>>()?;
         let limits = plan.limits(config, runner);
         let cache = KvShape {
             pages: plan.pages + 1,
             page_size: plan.page_size,
-            kv_heads: config.num_key_value_heads,
+            kv_heads: config.num_key_value_heads.div_ceil(device.ranks()),
             head_dim: config.head_dim,
         };
         let sequences = limits.max_seqs_per_step + 1;
@@ -78,11 +88,13 @@ impl<D: Device> CompiledRunner<D> {
         let programs = Programs::new(&*device, recorder, config.num_hidden_layers, smallest);
         let programs = programs.map_err(|error| tensor_error(&*device, error))?;
         let failed = |error| backend_error(&*device, "place", error);
-        let caches = (0..config.num_hidden_layers).map(|_| empty_cache(&*device, cache));
+        let of_layer = |_| (0..device.ranks()).map(|rank| empty_cache(&*device, rank, cache)).collect();
+        let caches = (0..config.num_hidden_layers).map(of_layer).collect::<Result<_, _>>().map_err(failed)?;
+        let constants = [first].into_iter().chain(others).enumerate();
+        let ranks = constants.map(|(rank, constants)| placed(&*device, rank, &constants));
         Ok(CompiledRunner {
-            caches: caches.collect::<Result<_, _>>().map_err(failed)?,
-            zero: zero(&*device).map_err(failed)?,
-            constants: mem::take(&mut *locked::<D>(&constants)),
+            caches,
+            ranks: ranks.collect::<Result<_, _>>().map_err(failed)?,
             device,
             programs,
             cache,
@@ -159,40 +171,50 @@ impl<D: Device> CompiledRunner<D> {
         programs: &StepPrograms<D>,
         [tokens, slots, positions, sequences, tables, logits]: [HostTensor; 6],
     ) -> Result<Option<D::Buffer>, DeviceError> {
-        let CompiledRunner { device, constants, zero, caches, .. } = self;
-        let placed = [&slots, &positions, &sequences, &tables].map(|tensor| device.upload(tensor));
-        let [slots, positions, sequences, tables] = placed;
-        let step = [slots?, positions?, sequences?, tables?];
-        let tokens = device.upload(&tokens)?;
+        let CompiledRunner { device, ranks, caches, .. } = self;
+        let upload = |tensor: &HostTensor| -> Result<Vec<D::Buffer>, DeviceError> {
+            (0..device.ranks()).map(|rank| device.upload(rank, tensor)).collect()
+        };
+        let step = [upload(&slots)?, upload(&positions)?, upload(&sequences)?, upload(&tables)?];
+        let tokens = upload(&tokens)?;
         let (embed, numbers) = &programs.embed;
-        let mut x = only(embed.run(device, vec![Argument::Kept(&tokens)], numbers, constants, zero)?);
-        for ((layer, numbers), cache) in programs.layers.iter().zip(caches) {
-            let mut arguments = vec![Argument::Kept(&x)];
-            arguments.extend(step.iter().map(Argument::Kept));
-            arguments.extend(cache.iter_mut().map(Argument::Given));
-            let mut outputs = layer.run(device, arguments, numbers, constants, zero)?.into_iter();
-            let out = outputs.next().expect("a layer's first output");
-            cache.iter_mut().zip(outputs).for_each(|(part, output)| *part = Some(output));
-            x = out;
+        let inputs = tokens.iter().map(|tokens| vec![Argument::Kept(tokens)]);
+        let mut x = first_of_each(embed.run(device, inputs, numbers, ranks)?);
+        for ((layer, numbers), caches) in programs.layers.iter().zip(caches) {
+            let inputs = caches.iter_mut().enumerate().map(|(rank, cache)| {
+                let mut inputs = vec![Argument::Kept(&x[rank])];
+                inputs.extend(step.iter().map(|tensor| Argument::Kept(&tensor[rank])));
+                inputs.extend(cache.iter_mut().map(Argument::Given));
+                inputs
+            });
+            let mut outputs = layer.run(device, inputs, numbers, ranks)?;
+            for (cache, outputs) in caches.iter_mut().zip(&mut outputs) {
+                cache.iter_mut().zip(outputs.drain(1..)).for_each(|(part, output)| *part = Some(output));
+            }
+            x = first_of_each(outputs);
         }
         let Some((head, numbers)) = &programs.head else { return Ok(None) };
-        let logits = device.upload(&logits)?;
-        let arguments = vec![Argument::Kept(&x), Argument::Kept(&logits)];
-        Ok(Some(only(head.run(device, arguments, numbers, constants, zero)?)))
+        let logits = upload(&logits)?;
+        let inputs = x.iter().zip(&logits).map(|(x, logits)| vec![Argument::Kept(x), Argument::Kept(logits)]);
+        Ok(first_of_each(head.run(device, inputs, numbers, ranks)?).into_iter().next())
     }
 
     /// After a failed run: caches whose memory went with it are made anew, and nobody's pages hold anything then.
     fn recovered(&mut self, error: DeviceError) -> RunnerError {
-        let is_lost = |cache: &[Option<D::Buffer>; 4]| cache.iter().any(Option::is_none);
-        let lost: Vec<usize> = (0..self.caches.len()).filter(|&i| is_lost(&self.caches[i])).collect();
-        for &layer in &lost {
-            match empty_cache(&*self.device, self.cache) {
-                Ok(cache) => self.caches[layer] = cache,
-                Err(error) => return lost_device(&*self.device, &error),
+        let mut is_lost = false;
+        for caches in &mut self.caches {
+            for (rank, cache) in
+                caches.iter_mut().enumerate().filter(|(_, it)| it.iter().any(Option::is_none))
+            {
+                is_lost = true;
+                match empty_cache(&*self.device, rank, self.cache) {
+                    Ok(empty) => *cache = empty,
+                    Err(error) => return lost_device(&*self.device, &error),
+                }
             }
         }
         match error {
-            DeviceError::Failed { op, device, detail, .. } if !lost.is_empty() => {
+            DeviceError::Failed { op, device, detail, .. } if is_lost => {
                 RunnerError::PagesLost { op, device, detail }
             }
             error => runner_error(error),
@@ -241,23 +263,39 @@ impl<D: Device> Runner for CompiledRunner<D> {
     }
 }
 
-/// A trace whose constants go to the device at once.
-fn placing<D: Device>(device: &Arc<D>, constants: &Constants<D>) -> Trace {
-    let (device, constants) = (device.clone(), constants.clone());
-    Trace::placing(move |number, value| {
-        let buffer = device.upload(value).map_err(|error| backend_error(&*device, "upload", error))?;
-        locked::<D>(&constants).insert(number, buffer);
+/// Tensors of constants on a rank, by their numbers in its trace.
+type Constants<D> = Arc<Mutex<HashMap<usize, <D as Device>::Buffer>>>;
+
+/// A trace whose constants go to a rank at once.
+fn placing<D: Device>(device: &Arc<D>, rank: usize) -> (Trace, Constants<D>) {
+    let constants = Constants::<D>::default();
+    let (on, placed) = (device.clone(), constants.clone());
+    let trace = Trace::placing(move |number, value| {
+        let buffer = on.upload(rank, value).map_err(|error| backend_error(&*on, "upload", error))?;
+        placed.lock().unwrap_or_else(PoisonError::into_inner).insert(number, buffer);
         Ok(())
-    })
+    });
+    (trace.with_rank(Rank { index: rank, count: device.ranks() }), constants)
 }
 
-/// Zeroed tensors of one layer's cache: keys, their scales, values, their scales.
-fn empty_cache<D: Device>(device: &D, shape: KvShape) -> Result<[Option<D::Buffer>; 4], DeviceError> {
+fn placed<D: Device>(device: &D, rank: usize, constants: &Constants<D>) -> Result<Placed<D>, DeviceError> {
+    let zero = HostTensor::of([], &[0i32]).expect("four bytes fill one i32");
+    let constants = mem::take(&mut *constants.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Placed { constants, zero: device.upload(rank, &zero)? })
+}
+
+/// Zeroed tensors of one layer's cache on a rank: keys, their scales, values, their scales.
+fn empty_cache<D: Device>(
+    device: &D,
+    rank: usize,
+    shape: KvShape,
+) -> Result<[Option<D::Buffer>; 4], DeviceError> {
     let rows = shape.rows();
     let zeros = |cols, dtype: DType| {
         let extents: Shape = [rows, cols].into();
         let bytes = vec![0u8; extents.elements() * dtype.size()];
-        device.upload(&HostTensor::new(extents, dtype, bytes.into()).expect("bytes fill the shape")).map(Some)
+        let zeros = HostTensor::new(extents, dtype, bytes.into()).expect("bytes fill the shape");
+        device.upload(rank, &zeros).map(Some)
     };
     let (bytes, floats) = (DType::I8, DType::F32);
     Ok([
@@ -268,8 +306,9 @@ fn empty_cache<D: Device>(device: &D, shape: KvShape) -> Result<[Option<D::Buffe
     ])
 }
 
-fn only<B>(outputs: Vec<B>) -> B {
-    outputs.into_iter().next().expect("a program with one output")
+/// Each rank's first output.
+fn first_of_each<B>(outputs: Vec<Vec<B>>) -> Vec<B> {
+    outputs.into_iter().filter_map(|outputs| outputs.into_iter().next()).collect()
 }
 
 fn backend_error<D: Device>(device: &D, op: &'static str, error: DeviceError) -> Error {

@@ -27,7 +27,7 @@ pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tens
 /// `down(activation(gate(x)) * up(x))` of an input `[m, k]`, as `[m, n]`: linear layers around [`super::glu`].
 pub fn feed_forward<B: Backend>(x: Input<'_, B>, layer: FeedForward<'_, B>) -> Result<Tensor<B>> {
     let [gate, up] = x.linears([layer.gate, layer.up])?;
-    gate.glu(&up, layer.activation)?.linear(layer.down)
+    gate.glu(&up, layer.activation)?.all_gather(1)?.linear(layer.down)
 }
 
 /// Rows of a weight at `ids [t]`, as f32: `q * scale (+ min)`, or `q * (scale * sub_scale) - min_scale * sub_min`.
