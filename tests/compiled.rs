@@ -22,9 +22,10 @@ use samebits_engine::{
     Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, RunnerError, SamplingParams, Stats,
 };
 use samebits_hlo::{Argument, Device, DeviceError, Options, Program};
+use samebits_nn::{Config, WeightError, WeightSource};
 use samebits_pjrt::{Buffer, Client, Executable, PjrtDevice, Plugin, Value, testing};
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
-use samebits_tensor::HostTensor;
+use samebits_tensor::{Format, HostTensor, HostWeight};
 
 fn device() -> PjrtDevice {
     static CLIENT: OnceLock<Client> = OnceLock::new();
@@ -341,6 +342,45 @@ fn devices_that_share_layers_change_no_bit() {
         assert!(errors.is_empty() && stats.preemptions > 0, "{name}: {errors:?}");
         assert_eq!(expected, found, "{name} on {ranks}");
     }
+}
+
+/// Weights with biases that the file lacks.
+struct Biased<'a>(&'a dyn WeightSource);
+
+impl WeightSource for Biased<'_> {
+    fn get(&self, name: &str) -> Result<HostWeight, WeightError> {
+        let Some(layer) = name.strip_suffix("_proj.bias") else { return self.0.get(name) };
+        let rows = self.0.get(&format!("{layer}_proj.weight"))?.shape[0];
+        let values = (0..rows).flat_map(|row| (row as f32 * 0.37).sin().to_le_bytes()).collect::<Vec<_>>();
+        Ok(HostWeight { name: name.into(), format: Format::F32, shape: vec![rows], bytes: values.into() })
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn origin(&self) -> String {
+        self.0.origin()
+    }
+}
+
+#[test]
+fn biases_are_split_as_their_rows_are() {
+    let checkpoint = tiny("llama");
+    let (weights, plan) = (Biased(&*checkpoint.weights), plan(&checkpoint));
+    let config = Config { attention_bias: true, attention_output_bias: true, ..checkpoint.config.clone() };
+    let mut alone = ModelRunner::load(cpu(), &config, &weights, &small(), &plan, &|_| {}).unwrap();
+    let mut two = CompiledRunner::load(sharing(2), &config, &weights, &small(), &plan, &|_| {}).unwrap();
+    let (tokens, table) = (prompt(), pages(&alone, 16, 3, 7));
+    let batch = batch(&[(&table, 0, &tokens[..16])]);
+    let (expected, found) = (step(&mut alone, &batch), step(&mut two, &batch));
+    assert_same("biases on two devices", &expected[0], &found[0]);
+    let mut plain = runner(cpu(), &checkpoint);
+    assert_ne!(step(&mut plain, &batch), expected, "the biases count");
 }
 
 #[test]

@@ -486,4 +486,14 @@ mod tests {
         assert!(refused(|c| c.eos_token_ids.push(100)).contains("eos_token_id"));
         assert!(refused(|c| c.rope_scaling = RopeScaling::Factors(vec![1.0])).contains("8 of them"));
     }
+
+    #[test]
+    fn ranks_divide_what_they_share() {
+        let config = Config { num_attention_heads: 8, num_key_value_heads: 2, ..small() };
+        let fits = |ranks| config.check_ranks(ranks);
+        assert_eq!((fits(1), fits(2), fits(4)), (Ok(()), Ok(()), Ok(())));
+        let error = fits(3).unwrap_err().to_string();
+        assert!(error.contains("num_attention_heads") && error.contains("is 3"), "{error}");
+        assert!(fits(0).is_err());
+    }
 }

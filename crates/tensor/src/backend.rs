@@ -316,3 +316,30 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         decompose::soft_cap(x, cap)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_of_one_rank() {
+        let parts = |count, extent| -> Vec<_> {
+            (0..count).map(|index| Rank { index, count }.part(extent).unwrap()).collect()
+        };
+        assert_eq!(parts(1, 7), [0..7]);
+        assert_eq!(parts(3, 6), [0..2, 2..4, 4..6]);
+        assert_eq!(parts(2, 0), [0..0, 0..0]);
+        assert!(Rank { index: 0, count: 2 }.part(7).unwrap_err().to_string().contains("7 rows"));
+    }
+
+    #[test]
+    fn neighbours_share_a_head_where_there_are_fewer_than_ranks() {
+        let heads = |count, heads| -> Vec<_> {
+            (0..count).map(|index| Rank { index, count }.heads(heads).unwrap()).collect()
+        };
+        assert_eq!(heads(2, 4), [0..2, 2..4]);
+        assert_eq!(heads(4, 2), [0..1, 0..1, 1..2, 1..2]);
+        assert!(Rank { index: 0, count: 3 }.heads(2).is_err());
+        assert!(Rank { index: 0, count: 3 }.heads(0).unwrap().is_empty());
+    }
+}
