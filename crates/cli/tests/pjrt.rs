@@ -43,6 +43,9 @@ fn a_compiled_model_says_the_same() {
     let found = text(&samebits(programs.path(), &[&run[..], &["--device", &device]].concat()));
     assert_eq!(found, expected);
     assert_eq!(files(programs.path()), compiled, "everything was compiled ahead");
+
+    let two = ["--device", &device, "--tensor-parallel-size", "2"];
+    assert_eq!(text(&samebits(programs.path(), &[&run[..], &two].concat())), expected);
 }
 
 #[test]
@@ -55,4 +58,6 @@ fn a_plugin_that_is_none_is_refused() {
     };
     assert!(refusal(&["run", "--raw", "x", "--device", "pjrt:/no/plugin.so"]).contains("/no/plugin.so"));
     assert!(refusal(&["compile", "--device", "cpu"]).contains("compiles nothing ahead"));
+    let two = refusal(&["run", "--raw", "x", "--tensor-parallel-size", "2"]);
+    assert!(two.contains("2 of the device cpu"), "{two}");
 }
