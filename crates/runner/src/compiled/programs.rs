@@ -180,7 +180,8 @@ fn compile<D: Device>(device: &D, program: &Program) -> Result<Compiled<D>, Devi
     let start = Instant::now();
     let executable = Arc::new(device.compile(program)?);
     let (module, seconds) = (program.module.name.as_str(), start.elapsed().as_secs_f64());
-    tracing::info!(module, device = device.name(), seconds, "compiled");
+    let instructions: usize = program.module.computations.iter().map(|it| it.instructions.len()).sum();
+    tracing::info!(module, instructions, device = device.name(), seconds, "compiled");
     Ok(Compiled { executable, sources: program.parameters.iter().map(|it| it.source).collect() })
 }
 
