@@ -27,17 +27,21 @@
 
 mod builder;
 mod device;
+mod interface;
 mod lint;
 mod lower;
 pub mod proto;
+mod store;
 mod text;
 
 use prost::Message;
 use samebits_tensor::{DType, Shape};
 
 pub use device::{Argument, Device, DeviceError};
+pub use interface::{Binding, Interface, InterfaceError};
 pub use lint::{Chip, Refusal, Rule, Target, lint};
 pub use lower::lower;
+pub use store::{Key, Store};
 
 /// How a graph is lowered.
 #[derive(Clone, Debug)]

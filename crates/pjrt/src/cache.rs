@@ -1,22 +1,16 @@
-use std::{
-    fs, io,
-    io::Write,
-    path::{Path, PathBuf},
-    time::UNIX_EPOCH,
-};
+use std::{fs, path::PathBuf, time::UNIX_EPOCH};
 
-use blake3::{Hash, Hasher};
+use samebits_hlo::{Key, Store};
 
 use crate::{Client, CompileOptions, Executable, Format, PjrtError};
 
 /// Compiled programs on disk, so that a program is compiled once for each plugin and kind of machine.
 ///
-/// A file is found by a hash of all that decides what the compiler makes: program, options, plugin, platform and machine.
-/// It is written whole or not at all, and one that was damaged since is compiled anew, never loaded. Several processes
-/// may share a directory. Its files are machine code: keep it where only those you trust may write.
+/// A file is found by program, options, plugin, platform and machine; [`Store`] says how it is kept. One that was damaged
+/// since is compiled anew, never loaded.
 #[derive(Clone, Debug)]
 pub struct ExecutableCache {
-    directory: PathBuf,
+    store: Store,
 }
 
 /// What the cache did for a program.
@@ -37,9 +31,8 @@ impl ExecutableCache {
     /// If it cannot be made or read.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, PjrtError> {
         let directory = directory.into();
-        let opened = fs::create_dir_all(&directory).and_then(|()| fs::read_dir(&directory));
-        match opened {
-            Ok(_) => Ok(ExecutableCache { directory }),
+        match Store::open(&directory, "pjrt") {
+            Ok(store) => Ok(ExecutableCache { store }),
             Err(why) => Err(PjrtError::Cache { path: directory, why }),
         }
     }
@@ -56,73 +49,41 @@ impl ExecutableCache {
         options: &CompileOptions,
     ) -> Result<(Executable, Cached), PjrtError> {
         let key = key(client, program, format, options)?;
-        let path = self.directory.join(format!("{key}.pjrt"));
+        let failed = |why| PjrtError::Cache { path: self.store.path(&key), why };
         // A plugin that refuses its own bytes is asked to make them anew.
-        if let Some(executable) = read(&path, &key)?.and_then(|bytes| client.load(&bytes).ok()) {
+        let known = self.store.read(&key).map_err(failed)?;
+        if let Some(executable) = known.and_then(|bytes| client.load(&bytes).ok()) {
             return Ok((executable, Cached::Loaded));
         }
         let executable = client.compile(program, format, options)?;
-        let stored = executable.serialise().and_then(|bytes| self.write(&path, &key, &bytes));
+        let stored = executable.serialise();
+        let stored = stored.and_then(|bytes| self.store.write(&key, &bytes).map_err(failed));
         Ok((executable, stored.map_or_else(Cached::NotStored, |()| Cached::Stored)))
     }
-
-    fn write(&self, path: &Path, key: &Hash, bytes: &[u8]) -> Result<(), PjrtError> {
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            file.write_all(&header(key, bytes))?;
-            file.write_all(bytes)?;
-            file.persist(path).map(drop).map_err(|error| error.error)
-        };
-        write().map_err(|why| PjrtError::Cache { path: path.into(), why })
-    }
-}
-
-/// Marks a file of this layout: this, the payload's length in 8 bytes (little-endian), its checksum, the payload.
-const MAGIC: [u8; 8] = *b"SBPJRT\0\x01";
-const HEADER: usize = MAGIC.len() + 8 + blake3::OUT_LEN;
-
-/// The checksum is keyed, so that a file under another's name does not pass either.
-fn header(key: &Hash, payload: &[u8]) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
-    let checksum = blake3::keyed_hash(key.as_bytes(), payload);
-    header[..8].copy_from_slice(&MAGIC);
-    header[8..16].copy_from_slice(&(payload.len() as u64).to_le_bytes());
-    header[16..].copy_from_slice(checksum.as_bytes());
-    header
-}
-
-/// The payload of a file; nothing if there is none, or it is damaged.
-fn read(path: &Path, key: &Hash) -> Result<Option<Vec<u8>>, PjrtError> {
-    let mut file = match fs::read(path) {
-        Ok(file) => file,
-        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(why) => return Err(PjrtError::Cache { path: path.into(), why }),
-    };
-    let whole = file.split_at_checked(HEADER).is_some_and(|(found, payload)| found == header(key, payload));
-    Ok(whole.then(|| file.split_off(HEADER)))
 }
 
 /// A hash of everything that decides what the compiler makes.
-fn key(client: &Client, program: &[u8], format: Format, options: &CompileOptions) -> Result<Hash, PjrtError> {
+fn key(
+    client: &Client,
+    program: &[u8],
+    format: Format,
+    options: &CompileOptions,
+) -> Result<Key, PjrtError> {
     let library = client.plugin().path();
     let metadata = fs::metadata(library).map_err(|why| PjrtError::Cache { path: library.into(), why })?;
     let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let (major, minor) = client.plugin().api_version();
-    let mut hasher = Hasher::new();
-    // Each part behind its length, so that no two lists of parts are the same bytes.
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
-    };
-    part(format.name().as_bytes());
-    part(program);
-    part(&client.encode(options)?);
-    part(client.platform().as_bytes());
-    part(client.platform_version().as_bytes());
-    part(format!("{major}.{minor}").as_bytes());
-    part(format!("{} {modified:?}", metadata.len()).as_bytes());
-    client.devices().iter().for_each(|device| part(format!("{} {}", device.id, device.kind).as_bytes()));
-    part(host_features().as_bytes());
-    Ok(hasher.finalize())
+    let devices = client.devices().iter().map(|device| format!("{} {}\n", device.id, device.kind));
+    Ok(Key::of(&[
+        format.name().as_bytes(),
+        program,
+        &client.encode(options)?,
+        client.platform().as_bytes(),
+        client.platform_version().as_bytes(),
+        format!("{major}.{minor} {} {modified:?}", metadata.len()).as_bytes(),
+        devices.collect::<String>().as_bytes(),
+        host_features().as_bytes(),
+    ]))
 }
 
 /// What this machine's processor can do, as Linux tells: a CPU plugin compiles for it, and other machines may share the

@@ -1,0 +1,173 @@
+//! The stand-ins, and small programs for them.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use std::{
+    env,
+    ffi::CString,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use libloading::Library;
+use samebits_graph::{Graph, Trace};
+use samebits_hlo::{Argument, Chip, Device, Program, Source, Target, lower};
+use samebits_neuron::{Compiler, Executable, NeuronDevice, NeuronError, Runtime, Tensor};
+use samebits_tensor::{DType, Element, HostTensor};
+
+pub(crate) const TARGET: Target = Target { chip: Chip::Trn2, cores_per_logical_core: 1 };
+
+/// The library, beside the tests or one folder above.
+pub(crate) fn library() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let mut places = test.ancestors().skip(1).take(2).map(|folder| folder.join("libnrt_sim.so"));
+    places.find(|path| path.is_file()).expect("libnrt_sim.so is built with these tests")
+}
+
+pub(crate) fn runtime() -> Runtime {
+    Runtime::open(library()).unwrap()
+}
+
+pub(crate) fn compiler() -> Compiler {
+    Compiler::open(env!("CARGO_BIN_EXE_neuronx-cc"), TARGET).unwrap()
+}
+
+pub(crate) fn device(core: u32) -> NeuronDevice {
+    NeuronDevice::open(runtime(), core, compiler()).unwrap()
+}
+
+/// An executable script at `path`.
+pub(crate) fn script(path: &Path, text: &str) -> PathBuf {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.into()
+}
+
+/// The calls that only the stand-in has.
+pub(crate) struct Sim {
+    library: Library,
+}
+
+impl Sim {
+    pub(crate) fn open() -> &'static Self {
+        static SIM: OnceLock<Sim> = OnceLock::new();
+        // SAFETY: the library of this crate; its start-up code is empty.
+        SIM.get_or_init(|| Sim { library: unsafe { Library::new(library()) }.unwrap() })
+    }
+
+    /// Plans faults, which end with what is returned. Tests with faults wait for each other.
+    pub(crate) fn faults(&self, plan: &str) -> Planned<'_> {
+        static PLANNED: Mutex<()> = Mutex::new(());
+        let guard = PLANNED.lock().unwrap_or_else(PoisonError::into_inner);
+        self.plan(plan);
+        Planned { sim: self, _guard: guard }
+    }
+
+    fn plan(&self, plan: &str) {
+        let plan = CString::new(plan).unwrap();
+        // SAFETY: the function has this type.
+        let status = unsafe {
+            let set = self.library.get::<unsafe extern "C" fn(*const i8) -> i32>(b"nrt_sim_faults\0");
+            set.unwrap()(plan.as_ptr())
+        };
+        assert_eq!(status, 0);
+    }
+
+    pub(crate) fn calls(&self, function: &str) -> u64 {
+        let function = CString::new(function).unwrap();
+        // SAFETY: the function has this type.
+        unsafe {
+            let calls = self.library.get::<unsafe extern "C" fn(*const i8) -> u64>(b"nrt_sim_calls\0");
+            calls.unwrap()(function.as_ptr())
+        }
+    }
+
+    pub(crate) fn misuses(&self) -> u64 {
+        // SAFETY: the function has this type.
+        unsafe { self.library.get::<extern "C" fn() -> u64>(b"nrt_sim_misuses\0").unwrap()() }
+    }
+
+    pub(crate) fn live(&self, core: u32) -> u64 {
+        // SAFETY: the function has this type.
+        unsafe { self.library.get::<extern "C" fn(u32) -> u64>(b"nrt_sim_live\0").unwrap()(core) }
+    }
+}
+
+/// Faults that are planned.
+pub(crate) struct Planned<'a> {
+    sim: &'a Sim,
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Planned<'_> {
+    /// Plans others.
+    pub(crate) fn plan(&self, plan: &str) {
+        self.sim.plan(plan);
+    }
+}
+
+impl Drop for Planned<'_> {
+    fn drop(&mut self) {
+        self.sim.plan("");
+    }
+}
+
+pub(crate) fn program(device: &NeuronDevice, name: &str, graph: &Graph) -> Program {
+    lower(graph, &device.options(name.into()))
+}
+
+/// `x [4] f32` to `x² [4]`.
+pub(crate) fn square() -> Graph {
+    let trace = Trace::new();
+    let x = trace.input("x", [4], DType::F32).unwrap();
+    let y = x.mul(&x).unwrap();
+    trace.graph(&[&x], &[("y", &y)]).unwrap()
+}
+
+/// `state [8, 2] f32`, `rows [2] i32` and `values [2, 2] f32` to the state with those rows replaced, in its memory, and the
+/// rows as they were before.
+pub(crate) fn replace() -> Graph {
+    let trace = Trace::new();
+    let state = trace.input("state", [8, 2], DType::F32).unwrap();
+    let rows = trace.input("rows", [2], DType::I32).unwrap();
+    let values = trace.input("values", [2, 2], DType::F32).unwrap();
+    let before = state.gather(&rows).unwrap();
+    let after = state.scatter(&rows, &values).unwrap();
+    trace.graph(&[&state, &rows, &values], &[("state", &after), ("before", &before)]).unwrap()
+}
+
+pub(crate) fn upload<T: Element>(device: &NeuronDevice, dims: &[usize], values: &[T]) -> Tensor {
+    device.upload(&HostTensor::of(dims, values).unwrap()).unwrap()
+}
+
+pub(crate) fn floats(device: &NeuronDevice, tensor: &Tensor, count: usize) -> Vec<f32> {
+    let mut bytes = vec![0; count * 4];
+    device.download(tensor, &mut bytes).unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|&value| f32::from_le_bytes(value)).collect()
+}
+
+/// A program with the zero that it takes.
+pub(crate) struct Ready {
+    pub(crate) executable: Executable,
+    zero: Option<Tensor>,
+}
+
+impl Ready {
+    pub(crate) fn new(device: &NeuronDevice, name: &str, graph: &Graph) -> Self {
+        let program = program(device, name, graph);
+        let executable = device.compile(&program).unwrap();
+        let takes_zero = program.parameters.iter().any(|parameter| parameter.source == Source::Zero);
+        Ready { executable, zero: takes_zero.then(|| upload(device, &[], &[0i32])) }
+    }
+
+    /// Inputs, and the zero behind them.
+    pub(crate) fn arguments<'a>(&'a self, mut inputs: Vec<Argument<'a, Tensor>>) -> Vec<Argument<'a, Tensor>> {
+        inputs.extend(self.zero.as_ref().map(Argument::Kept));
+        inputs
+    }
+}
+
+pub(crate) fn is_lint(error: &NeuronError) -> bool {
+    matches!(error, NeuronError::Lint { .. })
+}
