@@ -119,6 +119,8 @@ pub enum Status {
     NotEnoughCores,
     /// A program of another generation.
     UnsupportedNeff,
+    /// Out of the host's memory.
+    HostMemory,
     /// Before `nrt_init`.
     Uninitialized,
     /// After `nrt_close`.
@@ -137,7 +139,9 @@ pub enum Status {
     CoreBusy,
     /// An index of a gather or scatter was out of range.
     OutOfBounds,
-    /// A collective operation failed.
+    /// A collective operation goes on.
+    CollectivesPending,
+    /// A collective operation does not end.
     Collectives,
     /// Device memory has an error that could not be corrected.
     MemoryError,
@@ -145,14 +149,18 @@ pub enum Status {
     CoreError,
     /// A copy was aborted.
     CopyAborted,
+    /// More was told than there is room for.
+    NotificationsOverflow,
+    /// Device memory has an error that a reset repairs.
+    RepairableMemoryError,
     /// The network between devices failed.
     Network,
     /// A number that is unknown here.
     Other(i32),
 }
 
-/// Number, name and advice of each status.
-const STATUSES: [(i32, Status, &str, &str); 23] = {
+/// Number, name and advice of each status of `nrt_status.h`.
+const STATUSES: [(i32, Status, &str, &str); 27] = {
     use Status::*;
     [
         (1, Failure, "NRT_FAILURE", "see what the runtime logged"),
@@ -169,16 +177,18 @@ const STATUSES: [(i32, Status, &str, &str); 23] = {
             "NRT_UNSUPPORTED_NEFF_VERSION",
             "install the runtime of the compiler's release",
         ),
+        (11, HostMemory, "NRT_FAIL_HOST_MEM_ALLOC", "give the process more memory"),
         (13, Uninitialized, "NRT_UNINITIALIZED", "restart the process"),
         (14, Closed, "NRT_CLOSED", "restart the process"),
         (15, QueueEmpty, "NRT_QUEUE_EMPTY", "report this: nothing was started"),
         (101, Unrecoverable, "NRT_EXEC_UNIT_UNRECOVERABLE", "restart the process"),
         (1002, BadInput, "NRT_EXEC_BAD_INPUT", "report this: inputs do not fit the program"),
-        (1003, NumericalError, "NRT_EXEC_NUM_ERR", "check the weights for NaN and infinity"),
+        (1003, NumericalError, "NRT_EXEC_COMPLETED_WITH_NUM_ERR", "check the weights for NaN and infinity"),
         (1004, CompletedWithError, "NRT_EXEC_COMPLETED_WITH_ERR", "see what the runtime logged"),
         (1005, CoreBusy, "NRT_EXEC_NC_BUSY", "end the process that uses the core, or choose another core"),
         (1006, OutOfBounds, "NRT_EXEC_OOB", "report this: an index was out of range"),
-        (1200, Collectives, "NRT_COLLECTIVES_ERR", "check that all ranks run and see each other"),
+        (1100, CollectivesPending, "NRT_COLL_PENDING", "report this: nothing collective is started"),
+        (1200, Collectives, "NRT_EXEC_HW_ERR_COLLECTIVES", "check that all ranks run and see each other"),
         (1201, MemoryError, "NRT_EXEC_HW_ERR_HBM_UE", "replace the instance: its memory is faulty"),
         (1202, CoreError, "NRT_EXEC_HW_ERR_NC_UE", "replace the instance: its core is faulty"),
         (
@@ -187,11 +197,23 @@ const STATUSES: [(i32, Status, &str, &str); 23] = {
             "NRT_EXEC_HW_ERR_DMA_ABORT",
             "restart the process; if it comes again, replace the instance",
         ),
+        (1204, NotificationsOverflow, "NRT_EXEC_SW_NQ_OVERFLOW", "see what the runtime logged"),
+        (
+            1205,
+            RepairableMemoryError,
+            "NRT_EXEC_HW_ERR_REPAIRABLE_HBM_UE",
+            "restart the process: its memory is repaired on a reset",
+        ),
         (1206, Network, "NRT_NETWORK_PROXY_FAILURE", "check the network between instances"),
     ]
 };
 
 impl Status {
+    /// Every status that AWS documents.
+    pub fn all() -> impl Iterator<Item = Status> {
+        STATUSES.iter().map(|row| row.1)
+    }
+
     /// The status of a number; nothing for 0, which is success.
     pub fn of(raw: i32) -> Option<Self> {
         let known = STATUSES.iter().find(|row| row.0 == raw).map(|row| row.1);
@@ -223,18 +245,20 @@ impl Status {
                 | MemoryError
                 | CoreError
                 | CopyAborted
+                | RepairableMemoryError
         )
     }
 
     /// Whether the same may succeed later.
     pub fn is_passing(self) -> bool {
-        matches!(self, Status::Resource | Status::Timeout | Status::QueueFull | Status::CoreBusy)
+        use Status::*;
+        matches!(self, Resource | Timeout | QueueFull | HostMemory | CoreBusy)
     }
 
     /// Whether an execution that ends so was refused before it wrote anything.
     pub fn is_refusal(self) -> bool {
         use Status::*;
-        matches!(self, Invalid | InvalidHandle | Resource | QueueFull | BadInput | CoreBusy)
+        matches!(self, Invalid | InvalidHandle | Resource | QueueFull | HostMemory | BadInput | CoreBusy)
     }
 
     fn row(self) -> Option<&'static (i32, Status, &'static str, &'static str)> {

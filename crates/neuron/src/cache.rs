@@ -52,11 +52,7 @@ impl NeffCache {
     ///
     /// # Errors
     /// [`NeuronError::NotCompiled`] if the mode does not; as [`Compiler::compile`]; if a file is there that cannot be read.
-    pub fn compile(
-        &self,
-        compiler: &Compiler,
-        module: &HloModule,
-    ) -> Result<(Vec<u8>, Cached), NeuronError> {
+    pub fn compile(&self, compiler: &Compiler, module: &HloModule) -> Result<(Vec<u8>, Cached), NeuronError> {
         let key = key(compiler, module);
         let failed = |why| NeuronError::Cache { path: self.store.path(&key), why };
         if let Some(neff) = self.store.read(&key).map_err(failed)? {

@@ -2,8 +2,9 @@ use std::{
     ffi::OsStr,
     fs,
     fs::File,
+    io,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use prost::Message;
@@ -93,9 +94,12 @@ impl Compiler {
         let input = directory.path().join(MODULE);
         fs::write(&input, module.encode_to_vec()).map_err(in_file(&input))?;
         let child = self.command(directory.path())?.spawn();
-        let child =
-            child.map_err(|why| NeuronError::NoCompiler { program: self.program.clone(), why })?;
-        Ok(Compilation { child, directory, program: self.program.clone(), module: module.name.clone() })
+        let child = child.map_err(|why| NeuronError::NoCompiler { program: self.program.clone(), why })?;
+        let compilation =
+            Compilation { child, directory, program: self.program.clone(), module: module.name.clone() };
+        let (program, process) = (compilation.program.display(), compilation.id());
+        tracing::info!(module = module.name, %program, process, "compiling; this may take minutes");
+        Ok(compilation)
     }
 
     /// The compiler writes logs and more where it is run, so it is run in the directory.
@@ -127,24 +131,30 @@ impl Compilation {
     /// # Errors
     /// What the compiler says; [`NeuronError::Neff`] if it made something else.
     pub fn wait(mut self) -> Result<Vec<u8>, NeuronError> {
-        let path = self.directory.path().join(NEFF);
         let status = self.child.wait().map_err(in_file(&self.program))?;
         if !status.success() {
-            return Err(self.failed(status));
+            return Err(self.failed(status.to_string()));
         }
-        let bytes = fs::read(&path).map_err(in_file(&path))?;
+        let path = self.directory.path().join(NEFF);
+        let bytes = match fs::read(&path) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                return Err(self.failed(format!("{status}, but there is no {NEFF}")));
+            }
+            read => read.map_err(in_file(&path))?,
+        };
         let checked = Neff::parse(&bytes).map(drop);
         checked.map_err(|why| NeuronError::Neff { module: self.module.clone(), why })?;
         Ok(bytes)
     }
 
-    fn failed(&self, status: ExitStatus) -> NeuronError {
+    fn failed(&self, status: String) -> NeuronError {
         let read = |name| fs::read(self.directory.path().join(name)).unwrap_or_default();
-        let said = [read(STDERR), read(STDOUT)].iter().map(|bytes| last_lines(bytes)).find(|it| !it.is_empty());
+        let said =
+            [read(STDERR), read(STDOUT)].iter().map(|bytes| last_lines(bytes)).find(|it| !it.is_empty());
         NeuronError::Compiler {
             program: self.program.clone(),
             what: format!("compiling {}", self.module),
-            status: status.to_string(),
+            status,
             output: said.unwrap_or_else(|| "it wrote nothing".into()),
         }
     }
@@ -213,9 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_without_a_version_is_none() {
-        let silent = Compiler::open("true", target(Chip::Trn2)).unwrap_err();
-        assert!(silent.to_string().contains("it wrote nothing"), "{silent}");
+    fn a_compiler_that_fails_to_tell_its_version_is_none() {
         let failing = Compiler::open("false", target(Chip::Trn2)).unwrap_err();
         assert!(matches!(failing, NeuronError::Compiler { .. }), "{failing}");
     }

@@ -6,7 +6,7 @@ use samebits_tensor::HostTensor;
 use crate::{
     Compiler, NeffCache, NeuronError, Runtime,
     abi::{NAME_BYTES, Status},
-    core::Core,
+    cores::Core,
     runtime::{ModelHandle, TensorHandle, TensorInfo, TensorSet},
 };
 
@@ -153,10 +153,10 @@ impl NeuronDevice {
                 None => interface.aliased(output).and_then(|input| inputs[input]),
             })
             .collect();
-        let done = executable.run(inputs, outputs);
-        if done.as_ref().err().and_then(NeuronError::status).is_some_and(Status::is_refusal) {
-            return Err(done.expect_err("a refusal"));
-        }
+        let done = match executable.run(inputs, outputs) {
+            Err(error) if !error.spoils_outputs() => return Err(error),
+            done => done,
+        };
         // From here on the given tensors are taken: an execution that failed has left in them who knows what.
         let mut given: Vec<_> = arguments.into_iter().map(taken).collect();
         done?;
@@ -272,8 +272,8 @@ impl Drop for Executable {
 impl Drop for Tensor {
     fn drop(&mut self) {
         if let Some(handle) = self.handle {
-            // SAFETY: the tensor is there and not used again: the core's thread does one thing after the other.
-            self.core.later(move |runtime| unsafe { runtime.free(handle) });
+            // SAFETY: the tensor is there and not used again: whatever used it has ended.
+            unsafe { self.core.release(handle, self.bytes) };
         }
     }
 }
@@ -339,8 +339,10 @@ fn bindings(
     infos: &[TensorInfo],
     is_output: bool,
 ) -> Result<Vec<(usize, CString)>, NeuronError> {
-    let wrong = |tensor: &str, what: String| {
-        NeuronError::Tensor { module: loaded.module.clone(), tensor: tensor.into(), what }
+    let wrong = |tensor: &str, what: String| NeuronError::Tensor {
+        module: loaded.module.clone(),
+        tensor: tensor.into(),
+        what,
     };
     let infos: Vec<&TensorInfo> = infos.iter().filter(|info| info.is_output == is_output).collect();
     if let Some(unknown) = infos.iter().find(|info| !side.iter().any(|binding| binding.name == info.name)) {
@@ -351,10 +353,15 @@ fn bindings(
         let name = &binding.name;
         match infos.iter().find(|info| info.name == *name) {
             Some(info) if info.bytes != binding.bytes() => {
-                return Err(wrong(name, format!("{} bytes, and {} in the module", info.bytes, binding.bytes())));
+                return Err(wrong(
+                    name,
+                    format!("{} bytes, and {} in the module", info.bytes, binding.bytes()),
+                ));
             }
             Some(_) => names.push((index, c_name(name).ok_or_else(|| wrong(name, "no name for C".into()))?)),
-            None if is_output && binding.bytes() > 0 => return Err(wrong(name, "the program lacks it".into())),
+            None if is_output && binding.bytes() > 0 => {
+                return Err(wrong(name, "the program lacks it".into()));
+            }
             None => {}
         }
     }

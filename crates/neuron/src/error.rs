@@ -51,6 +51,14 @@ pub enum NeuronError {
         /// The core.
         index: u32,
     },
+    /// A core that failed for good before.
+    #[error("core {index} is lost: {why}")]
+    Lost {
+        /// The core.
+        index: u32,
+        /// How it failed.
+        why: String,
+    },
     /// A function of the runtime that failed.
     #[error("{function}: {status} ({detail}); {}", status.advice())]
     Call {
@@ -62,7 +70,7 @@ pub enum NeuronError {
         detail: String,
     },
     /// A module that the compiler would refuse; it was not started.
-    #[error("module {module}: {}; and {} more", refusals[0], refusals.len() - 1)]
+    #[error("module {module}: neuronx-cc would refuse it: {}", told(refusals))]
     Lint {
         /// The module.
         module: String,
@@ -151,6 +159,16 @@ pub enum NeuronError {
     },
 }
 
+/// The first refusals, and how many more there are.
+fn told(refusals: &[Refusal]) -> String {
+    const TOLD: usize = 3;
+    let first: Vec<_> = refusals.iter().take(TOLD).map(ToString::to_string).collect();
+    match refusals.len().saturating_sub(TOLD) {
+        0 => first.join("; "),
+        more => format!("{}; and {more} more", first.join("; ")),
+    }
+}
+
 impl NeuronError {
     /// How a call of the runtime ended, if that is what failed.
     pub fn status(&self) -> Option<Status> {
@@ -162,6 +180,16 @@ impl NeuronError {
 
     /// Whether the device is of no use afterwards.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, NeuronError::Stopped { .. }) || self.status().is_some_and(Status::is_fatal)
+        matches!(self, NeuronError::Stopped { .. } | NeuronError::Lost { .. })
+            || self.status().is_some_and(Status::is_fatal)
+    }
+
+    /// Whether an execution that failed so may have written to its outputs.
+    pub(crate) fn spoils_outputs(&self) -> bool {
+        match self {
+            NeuronError::Call { function, status, .. } => *function == "nrt_execute" && !status.is_refusal(),
+            NeuronError::Stopped { .. } => true,
+            _ => false,
+        }
     }
 }

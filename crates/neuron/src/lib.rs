@@ -42,7 +42,7 @@
 pub mod abi;
 mod cache;
 mod compiler;
-mod core;
+mod cores;
 mod device;
 mod error;
 mod neff;

@@ -182,7 +182,10 @@ mod tests {
         assert_eq!((header.build[0], header.cores.to_le_bytes()[0]), (40, 168));
         assert_eq!((header.hash[0], header.uuid[0], header.name[0]), (172, 204, 220));
         assert_eq!(header.requested_cores.to_le_bytes()[0], (476 % 251) as u8);
-        assert_eq!((header.node_cores[0], header.features.to_le_bytes()[0]), (480 % 251, (544 % 251) as u8));
+        assert_eq!(
+            (header.node_cores[0], header.features.to_le_bytes()[0]),
+            ((480 % 251) as u8, (544 % 251) as u8)
+        );
         assert_eq!(header.logical_core_size.to_le_bytes()[0], (552 % 251) as u8);
     }
 

@@ -268,11 +268,7 @@ impl Runtime {
 }
 
 fn info(raw: &abi::TensorInfo) -> TensorInfo {
-    TensorInfo {
-        name: abi::text(&raw.name),
-        is_output: raw.usage == abi::USAGE_OUTPUT,
-        bytes: raw.size,
-    }
+    TensorInfo { name: abi::text(&raw.name), is_output: raw.usage == abi::USAGE_OUTPUT, bytes: raw.size }
 }
 
 /// Tensors by name, for one execution.

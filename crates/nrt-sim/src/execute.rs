@@ -41,8 +41,8 @@ impl Run {
         check_shared(state, &program, &inputs, &outputs)?;
         let core = program.core;
         let run = Run {
-            inputs: bind(state, &program.interface.inputs, &inputs, core)?,
-            outputs: bind(state, &program.interface.outputs, &outputs, core)?,
+            inputs: bind(state, &program.compiled.interface.inputs, &inputs, core)?,
+            outputs: bind(state, &program.compiled.interface.outputs, &outputs, core)?,
             program,
         };
         run.fail_as_planned(state)?;
@@ -68,12 +68,12 @@ impl Run {
 
     fn run(&self) -> Done {
         let inputs = self.inputs.iter().map(|tensor| tensor.as_ref().map(Tensor::read).unwrap_or_default());
-        match self.program.run(inputs.collect()) {
+        match self.program.compiled.run(inputs.collect()) {
             Ok(values) => {
                 let bound = self.outputs.iter().zip(values);
-                bound.filter_map(|(tensor, bytes)| Some((tensor.as_ref()?, bytes))).for_each(
-                    |(tensor, bytes)| tensor.write(0, &bytes),
-                );
+                bound
+                    .filter_map(|(tensor, bytes)| Some((tensor.as_ref()?, bytes)))
+                    .for_each(|(tensor, bytes)| tensor.write(0, &bytes));
                 Ok(())
             }
             Err(Failed::OutOfBounds(why)) => {
@@ -116,7 +116,9 @@ fn bind(
         };
         let tensor = state.tensor(number)?;
         if tensor.bytes != binding.bytes() || tensor.core != core {
-            return Err(state.misuse(&format!("{} is bound to another size or core", binding.name), Status::Invalid));
+            return Err(
+                state.misuse(&format!("{} is bound to another size or core", binding.name), Status::Invalid)
+            );
         }
         tensors.push(Some(tensor));
     }
@@ -133,7 +135,7 @@ fn check_shared(
     inputs: &HashMap<String, usize>,
     outputs: &HashMap<String, usize>,
 ) -> Done {
-    let interface = &program.interface;
+    let interface = &program.compiled.interface;
     let mut seen: HashMap<usize, &str> = HashMap::new();
     for (place, output) in interface.outputs.iter().enumerate() {
         let Some(&bound) = outputs.get(&output.name) else { continue };

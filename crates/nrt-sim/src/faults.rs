@@ -37,7 +37,8 @@ impl FromStr for Faults {
 
     /// `function:nth=status` of each, with commas between.
     fn from_str(plan: &str) -> Result<Self, ()> {
-        let planned = plan.split(',').filter(|it| !it.is_empty()).map(|it| fault(it).ok_or(())).collect();
+        let planned: Result<_, ()> =
+            plan.split(',').filter(|it| !it.is_empty()).map(|it| fault(it).ok_or(())).collect();
         Ok(Faults { planned: planned?, calls: HashMap::new() })
     }
 }

@@ -22,7 +22,10 @@
 //! | `NRT_SIM_QUEUE_DEPTH` | executions that a core takes at once (1); one more is `NRT_QUEUE_FULL` |
 //! | `NRT_SIM_BYTES` | memory of a core (16 GiB); more is `NRT_RESOURCE` |
 //! | `NEURON_RT_VISIBLE_CORES`, `NEURON_RT_NUM_CORES` | as the runtime has them; 32 cores if unset |
-#![allow(clippy::missing_safety_doc, reason = "the contract of each call is that of AWS's documentation of libnrt")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the contract of each call is that of AWS's documentation of libnrt"
+)]
 
 mod execute;
 mod faults;
@@ -203,7 +206,7 @@ pub unsafe extern "C" fn nrt_get_model_tensor_info(
     infos: *mut *mut abi::TensorInfos,
 ) -> i32 {
     call("nrt_get_model_tensor_info", |state| {
-        let told = state.model(state::number(model))?.infos();
+        let told = state.model(state::number(model))?.compiled.infos();
         let address = told.address();
         state.infos.insert(address as usize, told);
         // SAFETY: a pointer of the caller.

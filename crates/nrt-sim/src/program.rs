@@ -14,9 +14,14 @@ use samebits_tensor::{DType, HostTensor};
 
 use crate::{Done, state::said};
 
-/// A program, compiled for the CPU.
+/// A program that is loaded on a core.
 pub(crate) struct Program {
     pub(crate) core: u32,
+    pub(crate) compiled: Arc<Compiled>,
+}
+
+/// A program, compiled for the CPU.
+pub(crate) struct Compiled {
     pub(crate) interface: Interface,
     device: Arc<PjrtDevice>,
     executable: Executable,
@@ -37,8 +42,8 @@ pub(crate) enum Failed {
     Plugin(DeviceError),
 }
 
-impl Program {
-    pub(crate) fn load(device: Arc<PjrtDevice>, neff: &[u8], core: u32) -> Done<Self> {
+impl Compiled {
+    pub(crate) fn new(device: Arc<PjrtDevice>, neff: &[u8]) -> Done<Self> {
         let neff = Neff::parse(neff).map_err(|why| said("nrt_load", &why, Status::UnsupportedNeff))?;
         let module = HloModule::decode(neff.archive);
         let mut module = module.map_err(|why| said("nrt_load", &why, Status::UnsupportedNeff))?;
@@ -48,7 +53,7 @@ impl Program {
         module.input_output_alias = None;
         let program = samebits_hlo::Program { module, parameters: Vec::new() };
         let executable = device.compile(&program).map_err(|why| said("nrt_load", &why, Status::Failure))?;
-        Ok(Program { core, interface, device, executable, checks })
+        Ok(Compiled { interface, device, executable, checks })
     }
 
     /// Runs it on the bytes of each input. Returns those of each output.
@@ -108,9 +113,8 @@ fn return_indices(module: &mut HloModule) -> Result<Vec<Check>, String> {
     let entry = module.computations.iter_mut().find(|it| it.id == entry_id).ok_or("no entry")?;
     let mut limits: BTreeMap<i64, (Shape, i64)> = BTreeMap::new();
     for it in entry.instructions.iter().filter(|it| looks_up(it)) {
-        let (indices, shape, limit) = limit(entry, it).ok_or_else(|| {
-            format!("{}: only indices of one axis, in 32 bits, can be checked", it.name)
-        })?;
+        let (indices, shape, limit) = limit(entry, it)
+            .ok_or_else(|| format!("{}: only indices of one axis, in 32 bits, can be checked", it.name))?;
         let known = limits.entry(indices).or_insert((shape, limit));
         known.1 = known.1.min(limit);
     }

@@ -10,7 +10,7 @@ use samebits_pjrt::{PjrtDevice, Plugin, testing};
 use crate::{
     Done,
     faults::Faults,
-    program::{Infos, Program},
+    program::{Compiled, Infos, Program},
 };
 
 /// Cores of the machine that is stood in for.
@@ -21,6 +21,8 @@ pub(crate) struct State {
     pub(crate) tensors: HashMap<usize, Tensor>,
     pub(crate) sets: HashMap<usize, HashMap<String, usize>>,
     pub(crate) models: HashMap<usize, Arc<Program>>,
+    /// What was compiled so far, by hashes of NEFFs: compiling takes the most time of a test.
+    compiled: HashMap<blake3::Hash, Arc<Compiled>>,
     pub(crate) infos: HashMap<usize, Infos>,
     pub(crate) faults: Faults,
     pub(crate) misuses: u64,
@@ -55,7 +57,8 @@ pub(crate) struct Tensor {
 }
 
 /// What may be asked before `nrt_init`.
-const ALWAYS: [&str; 4] = ["nrt_init", "nrt_get_version", "nrt_get_total_vnc_count", "nrt_get_visible_vnc_count"];
+const ALWAYS: [&str; 4] =
+    ["nrt_init", "nrt_get_version", "nrt_get_total_vnc_count", "nrt_get_visible_vnc_count"];
 
 impl State {
     pub(crate) fn from_environment() -> Self {
@@ -64,6 +67,7 @@ impl State {
             tensors: HashMap::new(),
             sets: HashMap::new(),
             models: HashMap::new(),
+            compiled: HashMap::new(),
             infos: HashMap::new(),
             faults: faults(),
             misuses: 0,
@@ -155,11 +159,19 @@ impl State {
     }
 
     pub(crate) fn load(&mut self, neff: &[u8], core: u32) -> Done<usize> {
-        let device = self.device()?;
-        let program = Program::load(device, neff, core)?;
+        let compiled = self.compiled(neff)?;
         let number = self.fresh();
-        self.models.insert(number, Arc::new(program));
+        self.models.insert(number, Arc::new(Program { core, compiled }));
         Ok(number)
+    }
+
+    fn compiled(&mut self, neff: &[u8]) -> Done<Arc<Compiled>> {
+        let key = blake3::hash(neff);
+        if let Some(known) = self.compiled.get(&key) {
+            return Ok(known.clone());
+        }
+        let compiled = Arc::new(Compiled::new(self.device()?, neff)?);
+        Ok(self.compiled.entry(key).or_insert(compiled).clone())
     }
 
     /// Counts a mistake of the caller.

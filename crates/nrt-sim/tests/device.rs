@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use samebits_graph::Trace;
 use samebits_hlo::{Argument, Device, DeviceError};
-use samebits_neuron::{NeuronDevice, NeuronError};
+use samebits_neuron::{NeuronDevice, NeuronError, Tensor};
 use samebits_tensor::{DType, HostTensor};
 
 #[test]
@@ -23,7 +23,7 @@ fn a_program_runs() {
     assert_eq!(Sim::open().misuses(), 0);
 }
 
-fn state(device: &NeuronDevice) -> samebits_neuron::Tensor {
+fn state(device: &NeuronDevice) -> Tensor {
     let values: Vec<f32> = (0..16).map(|i| i as f32).collect();
     upload(device, &[8, 2], &values)
 }
@@ -35,7 +35,8 @@ const AFTER: [f32; 16] =
 fn a_given_tensor_becomes_the_output_in_its_memory() {
     let (device, sim) = (device(1), Sim::open());
     let ready = Ready::new(&device, "replace", &replace());
-    let (rows, values) = (upload(&device, &[2], &[7, 1]), upload(&device, &[2, 2], &[-1.0f32, -2.0, -3.0, -4.0]));
+    let (rows, values) =
+        (upload(&device, &[2], &[7, 1]), upload(&device, &[2, 2], &[-1.0f32, -2.0, -3.0, -4.0]));
     let mut given = Some(state(&device));
     let live = sim.live(1);
     let mut results = {
@@ -58,7 +59,8 @@ fn a_given_tensor_becomes_the_output_in_its_memory() {
 fn a_kept_tensor_stays_as_it_was() {
     let device = device(2);
     let ready = Ready::new(&device, "replace", &replace());
-    let (rows, values) = (upload(&device, &[2], &[7, 1]), upload(&device, &[2, 2], &[-1.0f32, -2.0, -3.0, -4.0]));
+    let (rows, values) =
+        (upload(&device, &[2], &[7, 1]), upload(&device, &[2, 2], &[-1.0f32, -2.0, -3.0, -4.0]));
     let kept = state(&device);
     let inputs = [&kept, &rows, &values].map(Argument::Kept).into();
     let outputs = device.run(&ready.executable, ready.arguments(inputs)).unwrap();
@@ -68,19 +70,20 @@ fn a_kept_tensor_stays_as_it_was() {
 }
 
 #[test]
-fn everything_is_freed() {
+fn memory_is_used_again_and_then_freed() {
     let sim = Sim::open();
     {
         let device = device(3);
         let ready = Ready::new(&device, "square", &square());
         let x = upload(&device, &[4], &[1.0f32; 4]);
+        let run = || device.run(&ready.executable, ready.arguments(vec![Argument::Kept(&x)])).unwrap();
+        drop(run());
+        let live = sim.live(3);
         for _ in 0..3 {
-            device.run(&ready.executable, ready.arguments(vec![Argument::Kept(&x)])).unwrap();
+            drop(run());
+            drop(upload(&device, &[4], &[2.0f32; 4]));
         }
-        assert!(sim.live(3) > 0);
-        drop((ready, x));
-        // Behind all that was asked for before.
-        device.memory_bytes();
+        assert_eq!(sim.live(3), live, "a run like one before it allocates nothing");
     }
     assert_eq!(sim.live(3), 0);
 }
@@ -110,21 +113,25 @@ fn arguments_that_do_not_fit_are_named() {
     let device = device(5);
     let ready = Ready::new(&device, "replace", &replace());
     let short = upload(&device, &[2], &[0.0f32; 2]);
-    let refused = |arguments| device.run(&ready.executable, arguments).unwrap_err().to_string();
-    let few = refused(vec![Argument::Kept(&short)]);
+    let few = refused(&device, &ready, vec![Argument::Kept(&short)]);
     assert!(few.contains("1 arguments for"), "{few}");
     let rows = upload(&device, &[2], &[0i32; 2]);
     let mut given = Some(state(&device));
-    let wrong =
-        refused(ready.arguments(vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&short)]));
+    let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&short)];
+    let wrong = refused(&device, &ready, ready.arguments(inputs));
     assert!(wrong.contains("argument 2: 8 bytes for values of 16"), "{wrong}");
     assert!(given.is_some(), "nothing was taken");
     let values = upload(&device, &[2, 2], &[0.0f32; 4]);
     let mut gone = None;
-    let gone = refused(ready.arguments(vec![Argument::Given(&mut gone), Argument::Kept(&rows), Argument::Kept(&values)]));
+    let inputs = vec![Argument::Given(&mut gone), Argument::Kept(&rows), Argument::Kept(&values)];
+    let gone = refused(&device, &ready, ready.arguments(inputs));
     assert!(gone.contains("argument 0: it was given away before"), "{gone}");
     let error = device.download(&short, &mut [0; 9]).unwrap_err().to_string();
     assert!(error.contains("9 bytes for a tensor of 8"), "{error}");
+}
+
+fn refused(device: &NeuronDevice, ready: &Ready, arguments: Vec<Argument<'_, Tensor>>) -> String {
+    device.run(&ready.executable, arguments).unwrap_err().to_string()
 }
 
 #[test]

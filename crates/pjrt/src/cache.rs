@@ -63,12 +63,7 @@ impl ExecutableCache {
 }
 
 /// A hash of everything that decides what the compiler makes.
-fn key(
-    client: &Client,
-    program: &[u8],
-    format: Format,
-    options: &CompileOptions,
-) -> Result<Key, PjrtError> {
+fn key(client: &Client, program: &[u8], format: Format, options: &CompileOptions) -> Result<Key, PjrtError> {
     let library = client.plugin().path();
     let metadata = fs::metadata(library).map_err(|why| PjrtError::Cache { path: library.into(), why })?;
     let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());

@@ -26,7 +26,7 @@ mod weight;
 
 pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, Rank, UnaryOp, try_map};
 pub use blocks::{PlainRowMut, PlainRows, dequantize_row, unpack_row, unpack_rows};
-pub use dtype::{DType, Scalar};
+pub use dtype::{DType, Element, Scalar};
 pub use error::{Error, Result};
 pub use exp::{exp, gelu_tanh, sigmoid, silu, tanh};
 pub use format::{Format, FormatError, FormatKind};

@@ -70,16 +70,14 @@ impl Job {
         let module = HloModule::decode(&bytes[..]).map_err(|why| in_file(&self.input, &why))?;
         let refusals = lint(&module, self.target);
         if !refusals.is_empty() {
-            let lines = refusals.iter().map(|it| {
-                format!("ERROR: [{}] {} at {}", it.rule.code(), it.rule, it.instruction)
-            });
+            let lines = refusals
+                .iter()
+                .map(|it| format!("ERROR: [{}] {} at {}", it.rule.code(), it.rule, it.instruction));
             return Err(lines.collect::<Vec<_>>().join("\n"));
         }
         Interface::of(&module).map_err(|why| in_file(&self.input, &why))?;
-        let header = Header {
-            logical_core_size: self.target.cores_per_logical_core,
-            ..Header::new(&module.name)
-        };
+        let header =
+            Header { logical_core_size: self.target.cores_per_logical_core, ..Header::new(&module.name) };
         let neff = Neff { header, archive: &bytes }.to_vec();
         fs::write(&self.output, neff).map_err(|why| in_file(&self.output, &why))
     }

@@ -3,8 +3,9 @@
 
 use std::{
     env,
-    ffi::CString,
+    ffi::{CString, c_char},
     fs,
+    ops::Deref,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -56,19 +57,18 @@ impl Sim {
         SIM.get_or_init(|| Sim { library: unsafe { Library::new(library()) }.unwrap() })
     }
 
-    /// Plans faults, which end with what is returned. Tests with faults wait for each other.
-    pub(crate) fn faults(&self, plan: &str) -> Planned<'_> {
-        static PLANNED: Mutex<()> = Mutex::new(());
-        let guard = PLANNED.lock().unwrap_or_else(PoisonError::into_inner);
-        self.plan(plan);
-        Planned { sim: self, _guard: guard }
+    /// The stand-in for one test of faults alone: they are planned for the whole process.
+    pub(crate) fn alone() -> Alone {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Alone { sim: Sim::open(), _guard: guard }
     }
 
     fn plan(&self, plan: &str) {
         let plan = CString::new(plan).unwrap();
         // SAFETY: the function has this type.
         let status = unsafe {
-            let set = self.library.get::<unsafe extern "C" fn(*const i8) -> i32>(b"nrt_sim_faults\0");
+            let set = self.library.get::<unsafe extern "C" fn(*const c_char) -> i32>(b"nrt_sim_faults\0");
             set.unwrap()(plan.as_ptr())
         };
         assert_eq!(status, 0);
@@ -78,7 +78,7 @@ impl Sim {
         let function = CString::new(function).unwrap();
         // SAFETY: the function has this type.
         unsafe {
-            let calls = self.library.get::<unsafe extern "C" fn(*const i8) -> u64>(b"nrt_sim_calls\0");
+            let calls = self.library.get::<unsafe extern "C" fn(*const c_char) -> u64>(b"nrt_sim_calls\0");
             calls.unwrap()(function.as_ptr())
         }
     }
@@ -94,20 +94,28 @@ impl Sim {
     }
 }
 
-/// Faults that are planned.
-pub(crate) struct Planned<'a> {
-    sim: &'a Sim,
+/// The stand-in, in one test's hands. What is planned ends with it.
+pub(crate) struct Alone {
+    sim: &'static Sim,
     _guard: MutexGuard<'static, ()>,
 }
 
-impl Planned<'_> {
-    /// Plans others.
+impl Alone {
+    /// Plans faults instead of those before; counts of calls begin anew.
     pub(crate) fn plan(&self, plan: &str) {
         self.sim.plan(plan);
     }
 }
 
-impl Drop for Planned<'_> {
+impl Deref for Alone {
+    type Target = Sim;
+
+    fn deref(&self) -> &Sim {
+        self.sim
+    }
+}
+
+impl Drop for Alone {
     fn drop(&mut self) {
         self.sim.plan("");
     }
@@ -133,7 +141,8 @@ pub(crate) fn replace() -> Graph {
     let rows = trace.input("rows", [2], DType::I32).unwrap();
     let values = trace.input("values", [2, 2], DType::F32).unwrap();
     let before = state.gather(&rows).unwrap();
-    let after = state.scatter(&rows, &values).unwrap();
+    let mut after = state.clone();
+    after.scatter(&rows, &values).unwrap();
     trace.graph(&[&state, &rows, &values], &[("state", &after), ("before", &before)]).unwrap()
 }
 
@@ -162,7 +171,10 @@ impl Ready {
     }
 
     /// Inputs, and the zero behind them.
-    pub(crate) fn arguments<'a>(&'a self, mut inputs: Vec<Argument<'a, Tensor>>) -> Vec<Argument<'a, Tensor>> {
+    pub(crate) fn arguments<'a>(
+        &'a self,
+        mut inputs: Vec<Argument<'a, Tensor>>,
+    ) -> Vec<Argument<'a, Tensor>> {
         inputs.extend(self.zero.as_ref().map(Argument::Kept));
         inputs
     }
