@@ -5,26 +5,24 @@
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, OnceLock,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use common::{
-    GGUF, Letters, NAMES, batch, logits_by_token, pages, prompt, runner, runner_config, step, tiny,
+    GGUF, NAMES, batch,
+    compiled::{
+        assert_same, check_chunks, compiled, cpu, crowded, engine, on, on_cpu, plan, serve, small,
+    },
+    pages, prompt, runner, step, tiny,
 };
 use samebits_checkpoint::Checkpoint;
-use samebits_cpu::Cpu;
-use samebits_engine::{
-    Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, RunnerError, SamplingParams, Stats,
-};
+use samebits_engine::{Event, Request, RequestError, RequestId, RunnerError};
 use samebits_hlo::{Argument, Device, DeviceError, Options, Program};
 use samebits_nn::{Config, WeightError, WeightSource};
 use samebits_pjrt::{Buffer, Client, Executable, PjrtDevice, Plugin, Value, testing};
-use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
+use samebits_runner::{CompiledRunner, ModelRunner};
 use samebits_tensor::{Format, HostTensor, HostWeight};
 
 fn device() -> PjrtDevice {
@@ -33,54 +31,17 @@ fn device() -> PjrtDevice {
     PjrtDevice::new(CLIENT.get_or_init(open).clone(), 0).unwrap()
 }
 
-fn cpu() -> Cpu {
-    Cpu::builder().threads(2).build().unwrap()
-}
-
-fn compiled(checkpoint: &Checkpoint) -> CompiledRunner<PjrtDevice> {
-    let (config, plan) = (small(), plan(checkpoint));
-    CompiledRunner::load(device(), &checkpoint.config, &*checkpoint.weights, &config, &plan, &|_| {}).unwrap()
-}
-
-fn small() -> RunnerConfig {
-    RunnerConfig { max_tokens_per_step: 16, max_seqs_per_step: 4, ..runner_config() }
-}
-
-fn plan(checkpoint: &Checkpoint) -> MemoryPlan {
-    MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &small(), None).unwrap()
-}
-
-fn assert_same(what: &str, expected: &[f32], found: &[f32]) {
-    let differs = expected.iter().zip(found).position(|(a, b)| a.to_bits() != b.to_bits());
-    assert_eq!((expected.len(), None), (found.len(), differs), "{what}");
-}
-
-/// Chunks that fill a bucket and such that are padded, beyond one tile of attention.
-fn check_chunks(checkpoint: &Checkpoint, name: &str, tokens: &[u32], lengths: &[usize]) {
-    let expected = logits_by_token(&mut runner(cpu(), checkpoint), tokens);
-    let mut runner = compiled(checkpoint);
-    let table = pages(&runner, tokens.len(), 3, 7);
-    let mut start = 0;
-    for &length in lengths {
-        let end = start + length;
-        let found = step(&mut runner, &batch(&[(&table, start, &tokens[start..end])]));
-        assert_same(&format!("{name}, {start} to {end}"), &expected[end - 1], &found[0]);
-        start = end;
-    }
-    assert_eq!(start, tokens.len());
-}
-
 #[test]
 fn chunks_of_every_architecture() {
     for name in NAMES {
-        check_chunks(&tiny(name), name, &prompt(), &[1, 16, 16, 16, 16, 16, 16, 16, 13, 16, 8]);
+        check_chunks(device(), &tiny(name), name, &prompt(), &[1, 16, 16, 16, 16, 16, 16, 16, 13, 16, 8]);
     }
 }
 
 #[test]
 fn chunks_of_every_block_format() {
     for name in GGUF {
-        check_chunks(&tiny(name), name, &prompt(), &[16, 16, 16, 16, 16, 16, 16, 16, 9, 13]);
+        check_chunks(device(), &tiny(name), name, &prompt(), &[16, 16, 16, 16, 16, 16, 16, 16, 9, 13]);
     }
 }
 
@@ -90,18 +51,15 @@ fn smollm2() {
     let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
     let checkpoint = Checkpoint::open(found.path).unwrap();
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 31 + 17) % 40_000).collect();
-    check_chunks(&checkpoint, "SmolLM2", &tokens, &[16, 16, 5, 1, 1, 1]);
+    check_chunks(device(), &checkpoint, "SmolLM2", &tokens, &[16, 16, 5, 1, 1, 1]);
 }
 
 #[test]
 fn layers_of_one_kind_share_a_program() {
     let checkpoint = tiny("gemma3");
-    let (config, plan) = (small(), plan(&checkpoint));
     let counting = Faulty::new(usize::MAX, Fault::None);
     let compilations = counting.compilations.clone();
-    let weights = &*checkpoint.weights;
-    let runner = CompiledRunner::load(counting, &checkpoint.config, weights, &config, &plan, &|_| {});
-    let mut runner = runner.unwrap();
+    let mut runner = compiled(counting, &checkpoint, &plan(&checkpoint));
     runner.compile(4, 100, 1).unwrap();
     // Embedding, head, and two kinds of the six layers: sliding and full.
     assert_eq!(compilations.load(Ordering::Relaxed), 4);
@@ -109,48 +67,6 @@ fn layers_of_one_kind_share_a_program() {
     assert_eq!(compilations.load(Ordering::Relaxed), 4, "the bucket is compiled");
     let error = runner.compile(17, 1, 1).unwrap_err().to_string();
     assert!(error.contains("17 tokens"), "{error}");
-}
-
-type Outputs = BTreeMap<RequestId, Vec<(u32, u32)>>;
-
-/// Tokens and log-probabilities (as bits) of four requests served together, and errors of those that failed.
-fn serve(runner: Box<dyn Runner>) -> (Outputs, Vec<RequestError>, Stats) {
-    let mut engine = Engine::new(runner, Arc::new(Letters), EngineConfig::default()).unwrap();
-    for i in 0..4u64 {
-        let tokens = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
-        let mut request = Request::new(RequestId(i), tokens, 24);
-        request.sampling = SamplingParams { seed: i, logprobs: Some(0), ..SamplingParams::default() };
-        engine.add(request).unwrap();
-    }
-    let (mut outputs, mut errors) = (Outputs::new(), Vec::new());
-    while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, logprobs, .. } => {
-                    outputs.entry(id).or_default().push((token, logprobs.unwrap().chosen.to_bits()));
-                }
-                Event::Finished { .. } => {}
-                Event::Failed { error, .. } => errors.push(error),
-            }
-        }
-        engine.check_invariants().unwrap();
-    }
-    (outputs, errors, engine.stats())
-}
-
-/// Pages for hardly three of the four requests.
-fn crowded(checkpoint: &Checkpoint) -> MemoryPlan {
-    MemoryPlan { pages: 8, max_context: 96, ..plan(checkpoint) }
-}
-
-fn on_cpu(checkpoint: &Checkpoint, plan: &MemoryPlan) -> Box<dyn Runner> {
-    let (config, weights) = (&checkpoint.config, &*checkpoint.weights);
-    Box::new(ModelRunner::load(cpu(), config, weights, &small(), plan, &|_| {}).unwrap())
-}
-
-fn on<D: Device>(device: D, checkpoint: &Checkpoint, plan: &MemoryPlan) -> Box<dyn Runner> {
-    let (config, weights) = (&checkpoint.config, &*checkpoint.weights);
-    Box::new(CompiledRunner::load(device, config, weights, &small(), plan, &|_| {}).unwrap())
 }
 
 #[test]
@@ -306,7 +222,7 @@ fn a_compiler_that_fails_harms_those_who_needed_it() {
 fn a_lost_device_is_said_to_be_lost() {
     let checkpoint = tiny("gguf/llama.Q4_0.gguf");
     let runner = on(Faulty::new(7, Fault::Lost), &checkpoint, &crowded(&checkpoint));
-    let mut engine = Engine::new(runner, Arc::new(Letters), EngineConfig::default()).unwrap();
+    let mut engine = engine(runner);
     engine.add(Request::new(RequestId(1), prompt(), 20)).unwrap_err();
     engine.add(Request::new(RequestId(1), prompt()[..20].to_vec(), 20)).unwrap();
     let mut errors = Vec::new();

@@ -1,9 +1,10 @@
 //! What the tests of whole models share.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod compiled;
 pub(crate) mod traced;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
@@ -12,9 +13,10 @@ use samebits_kernels::cpu::flush_subnormals;
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::Backend;
 
-/// The folder of fixtures.
+/// The folder of fixtures, from whichever of the workspace's packages.
 pub(crate) fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    folders.find_map(|folder| Some(folder.join("tests/fixtures")).filter(|it| it.is_dir())).unwrap()
 }
 
 /// A tiny model: a directory, or `gguf/NAME.TYPE.gguf`.

@@ -1,0 +1,125 @@
+//! Whole models on NeuronCores that are stood in for: the same tokens and the same bits of logits as on the CPU, and
+//! whatever the runtime reports while requests are served is told to those whose it is.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod common;
+#[path = "../../../tests/common/mod.rs"]
+mod shared;
+
+use common::{Sim, device};
+use samebits_checkpoint::Checkpoint;
+use samebits_engine::{Request, RequestError, RequestId, RunnerError};
+use samebits_neuron::abi::Status;
+use shared::{
+    NAMES,
+    compiled::{Outputs, check_chunks, crowded, engine, on, on_cpu, serve, serve_on},
+    prompt, tiny,
+};
+
+#[test]
+fn chunks_of_every_architecture() {
+    let _sim = Sim::alone();
+    for (core, name) in (0..).zip(NAMES) {
+        check_chunks(
+            device(core),
+            &tiny(name),
+            name,
+            &prompt()[..150],
+            &[16, 16, 16, 16, 16, 16, 16, 16, 9, 13],
+        );
+    }
+}
+
+#[test]
+fn chunks_of_block_formats() {
+    let _sim = Sim::alone();
+    for (core, name) in (7..).zip(["gguf/llama.mixed32.gguf", "gguf/wide.mixed256.gguf"]) {
+        check_chunks(device(core), &tiny(name), name, &prompt()[..40], &[16, 16, 5, 1, 1, 1]);
+    }
+}
+
+/// Some tokens in one bucket: a real model in mixed block formats.
+#[test]
+fn smollm2() {
+    let _sim = Sim::alone();
+    let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
+    let checkpoint = Checkpoint::open(found.path).unwrap();
+    let tokens: Vec<u32> = (0..7).map(|i| (i * i * 31 + 17) % 40_000).collect();
+    check_chunks(device(9), &checkpoint, "SmolLM2", &tokens, &[4, 3]);
+}
+
+#[test]
+fn batches_chunks_and_preemption_through_the_engine() {
+    let sim = Sim::alone();
+    for (core, name) in (10..).zip(["llama3", "gguf/wide.mixed256.gguf"]) {
+        let checkpoint = tiny(name);
+        let plan = crowded(&checkpoint);
+        let (expected, none, _) = serve(on_cpu(&checkpoint, &plan));
+        let (found, errors, stats) = serve(on(device(core), &checkpoint, &plan));
+        assert_eq!((none.len(), errors.len()), (0, 0), "{name}");
+        assert!(stats.preemptions > 0, "{name}");
+        assert_eq!(expected, found, "{name}");
+    }
+    assert_eq!(sim.misuses(), 0);
+}
+
+/// Executions of a step: the embedding's is the first, and the layers', which take the cache's tensors, follow.
+const PLACES: [(&str, u64); 2] = [("embedding", 1), ("layer", 2)];
+
+#[test]
+fn each_status_while_requests_are_served() {
+    let sim = Sim::alone();
+    let checkpoint = tiny("gguf/llama.Q4_0.gguf");
+    let plan = crowded(&checkpoint);
+    let (expected, ..) = serve(on_cpu(&checkpoint, &plan));
+    let mut engine = engine(on(device(12), &checkpoint, &plan));
+    assert_eq!(serve_on(&mut engine), (expected.clone(), vec![]));
+    for status in Status::all().filter(|status| !status.is_fatal()) {
+        for (place, nth) in PLACES {
+            let what = format!("{status} of the {place}");
+            sim.plan(&format!("nrt_execute:{nth}={}", status.raw()));
+            let (found, errors) = serve_on(&mut engine);
+            check_told(&what, status, &errors);
+            // A layer that failed half-way has spoiled the cache, and everything is computed anew.
+            let is_told = !status.is_passing() && (status.is_refusal() || place == "embedding");
+            assert_eq!(!errors.is_empty(), is_told, "{what}");
+            check_others(&what, &expected, &found, errors.len());
+        }
+    }
+    sim.plan("");
+    assert_eq!(serve_on(&mut engine), (expected, vec![]), "after all of them");
+    assert_eq!(sim.misuses(), 0);
+}
+
+/// Each error names the status and what to do.
+fn check_told(what: &str, status: Status, errors: &[RequestError]) {
+    for error in errors.iter().map(ToString::to_string) {
+        assert!(error.contains(&status.to_string()) && error.contains(status.advice()), "{what}: {error}");
+    }
+}
+
+/// Requests that did not fail have all their tokens.
+fn check_others(what: &str, expected: &Outputs, found: &Outputs, failed: usize) {
+    let whole = found.iter().filter(|(id, output)| expected[id] == **output).count();
+    assert_eq!(whole + failed, expected.len(), "{what}");
+}
+
+#[test]
+fn a_core_that_is_lost_while_requests_are_served() {
+    let sim = Sim::alone();
+    let checkpoint = tiny("gguf/llama.Q4_0.gguf");
+    let plan = crowded(&checkpoint);
+    for (core, status) in (13..).zip(Status::all().filter(|status| status.is_fatal())) {
+        let mut engine = engine(on(device(core), &checkpoint, &plan));
+        sim.plan(&format!("nrt_execute:9={}", status.raw()));
+        let (_, errors) = serve_on(&mut engine);
+        assert_eq!(errors.len(), 4, "{errors:?}");
+        check_told("a lost core", status, &errors);
+        let lost =
+            |error: &RequestError| matches!(error, RequestError::Runner(RunnerError::DeviceLost { .. }));
+        assert!(errors.iter().all(lost), "{errors:?}");
+        sim.plan("");
+        engine.add(Request::new(RequestId(9), prompt()[..20].to_vec(), 2)).unwrap_err();
+    }
+    assert_eq!(sim.misuses(), 0);
+}
