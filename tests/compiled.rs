@@ -12,9 +12,7 @@ use std::sync::{
 
 use common::{
     GGUF, NAMES, batch,
-    compiled::{
-        assert_same, check_chunks, compiled, cpu, crowded, engine, on, on_cpu, plan, serve, small,
-    },
+    compiled::{assert_same, check_chunks, compiled, cpu, crowded, engine, on, on_cpu, plan, serve, small},
     pages, prompt, runner, step, tiny,
 };
 use samebits_checkpoint::Checkpoint;

@@ -212,7 +212,7 @@ impl Device for NeuronDevice {
         self.load(program).map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
     }
 
-    fn upload(&self, value: &HostTensor) -> Result<Tensor, DeviceError> {
+    fn upload(&self, _rank: usize, value: &HostTensor) -> Result<Tensor, DeviceError> {
         let op = || format!("upload {} {}", value.dtype(), value.shape());
         self.place(value.clone()).map_err(|error| self.failed(op(), &error))
     }
@@ -220,10 +220,11 @@ impl Device for NeuronDevice {
     fn run(
         &self,
         executable: &Executable,
-        arguments: Vec<Argument<'_, Tensor>>,
-    ) -> Result<Vec<Tensor>, DeviceError> {
+        arguments: Vec<Vec<Argument<'_, Tensor>>>,
+    ) -> Result<Vec<Vec<Tensor>>, DeviceError> {
         let op = || format!("run {}", executable.module);
-        self.execute(executable, arguments).map_err(|error| self.failed(op(), &error))
+        let outputs = arguments.into_iter().map(|arguments| self.execute(executable, arguments));
+        outputs.collect::<Result<_, _>>().map_err(|error| self.failed(op(), &error))
     }
 
     fn download(&self, buffer: &Tensor, out: &mut [u8]) -> Result<(), DeviceError> {

@@ -60,12 +60,12 @@ impl Compiled {
     pub(crate) fn run(&self, inputs: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, Failed> {
         let upload = |(input, bytes): (&Binding, Vec<u8>)| {
             let host = HostTensor::new(input.shape.clone(), input.dtype, bytes.into());
-            self.device.upload(&host.expect("bytes of the input's size"))
+            self.device.upload(0, &host.expect("bytes of the input's size"))
         };
         let inputs: Result<Vec<_>, _> = self.interface.inputs.iter().zip(inputs).map(upload).collect();
         let inputs = inputs.map_err(Failed::Plugin)?;
         let arguments = inputs.iter().map(Argument::Kept).collect();
-        let outputs = self.device.run(&self.executable, arguments).map_err(Failed::Plugin)?;
+        let outputs = self.device.run(&self.executable, vec![arguments]).map_err(Failed::Plugin)?.remove(0);
         let sizes = self.interface.outputs.iter().map(Binding::bytes);
         let sizes = sizes.chain(self.checks.iter().map(|check| check.count * DType::I32.size()));
         let download = |(output, size)| {

@@ -14,7 +14,7 @@ fn a_program_runs() {
     let device = device(0);
     let ready = Ready::new(&device, "square", &square());
     let x = upload(&device, &[4], &[1.0f32, -2.0, 0.5, f32::NAN]);
-    let outputs = device.run(&ready.executable, ready.arguments(vec![Argument::Kept(&x)])).unwrap();
+    let outputs = run(&device, &ready, vec![Argument::Kept(&x)]).unwrap();
     let squares = floats(&device, &outputs[0], 4);
     assert_eq!(squares[..3], [1.0, 4.0, 0.25]);
     assert!(squares[3].is_nan());
@@ -41,7 +41,7 @@ fn a_given_tensor_becomes_the_output_in_its_memory() {
     let live = sim.live(1);
     let mut results = {
         let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&values)];
-        device.run(&ready.executable, ready.arguments(inputs)).unwrap()
+        run(&device, &ready, inputs).unwrap()
     };
     assert!(given.is_none());
     assert_eq!(sim.live(1), live + 1, "only `before` is new");
@@ -50,7 +50,7 @@ fn a_given_tensor_becomes_the_output_in_its_memory() {
     // And again, with what came out.
     let mut given = Some(results.remove(0));
     let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&values)];
-    let again = device.run(&ready.executable, ready.arguments(inputs)).unwrap();
+    let again = run(&device, &ready, inputs).unwrap();
     assert_eq!(floats(&device, &again[1], 4), [-1.0, -2.0, -3.0, -4.0]);
     assert_eq!(sim.misuses(), 0);
 }
@@ -63,7 +63,7 @@ fn a_kept_tensor_stays_as_it_was() {
         (upload(&device, &[2], &[7, 1]), upload(&device, &[2, 2], &[-1.0f32, -2.0, -3.0, -4.0]));
     let kept = state(&device);
     let inputs = [&kept, &rows, &values].map(Argument::Kept).into();
-    let outputs = device.run(&ready.executable, ready.arguments(inputs)).unwrap();
+    let outputs = run(&device, &ready, inputs).unwrap();
     assert_eq!(floats(&device, &outputs[0], 16), AFTER);
     assert_eq!(floats(&device, &kept, 16)[14], 14.0);
     assert_eq!(Sim::open().misuses(), 0);
@@ -76,11 +76,11 @@ fn memory_is_used_again_and_then_freed() {
         let device = device(3);
         let ready = Ready::new(&device, "square", &square());
         let x = upload(&device, &[4], &[1.0f32; 4]);
-        let run = || device.run(&ready.executable, ready.arguments(vec![Argument::Kept(&x)])).unwrap();
-        drop(run());
+        let square = || run(&device, &ready, vec![Argument::Kept(&x)]).unwrap();
+        drop(square());
         let live = sim.live(3);
         for _ in 0..3 {
-            drop(run());
+            drop(square());
             drop(upload(&device, &[4], &[2.0f32; 4]));
         }
         assert_eq!(sim.live(3), live, "a run like one before it allocates nothing");
@@ -92,7 +92,7 @@ fn memory_is_used_again_and_then_freed() {
 fn tensors_without_bytes_have_no_memory() {
     let (device, sim) = (device(4), Sim::open());
     let live = sim.live(4);
-    let empty = device.upload(&HostTensor::of::<f32>([0, 3], &[]).unwrap()).unwrap();
+    let empty = device.upload(0, &HostTensor::of::<f32>([0, 3], &[]).unwrap()).unwrap();
     assert_eq!(sim.live(4), live);
     device.download(&empty, &mut []).unwrap();
     let trace = Trace::new();
@@ -102,7 +102,7 @@ fn tensors_without_bytes_have_no_memory() {
     let ready = Ready::new(&device, "empty", &graph);
     let y = upload(&device, &[2], &[3.0f32, -1.0]);
     let inputs = vec![Argument::Kept(&empty), Argument::Kept(&y)];
-    let outputs = device.run(&ready.executable, ready.arguments(inputs)).unwrap();
+    let outputs = run(&device, &ready, inputs).unwrap();
     device.download(&outputs[0], &mut []).unwrap();
     assert_eq!(floats(&device, &outputs[1], 2), [9.0, 1.0]);
     assert_eq!(sim.misuses(), 0);
@@ -131,7 +131,7 @@ fn arguments_that_do_not_fit_are_named() {
 }
 
 fn refused(device: &NeuronDevice, ready: &Ready, arguments: Vec<Argument<'_, Tensor>>) -> String {
-    device.run(&ready.executable, arguments).unwrap_err().to_string()
+    device.run(&ready.executable, vec![arguments]).unwrap_err().to_string()
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn an_index_out_of_range_is_an_error() {
         let (rows, values) = (upload(&device, &[2], &rows), upload(&device, &[2, 2], &[0.0f32; 4]));
         let mut given = Some(state(&device));
         let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&values)];
-        let error = device.run(&ready.executable, ready.arguments(inputs)).unwrap_err();
+        let error = run(&device, &ready, inputs).unwrap_err();
         assert!(error.to_string().contains("NRT_EXEC_OOB"), "{error}");
         assert!(matches!(error, DeviceError::Failed { retriable: false, .. }), "{error}");
         assert!(given.is_none(), "what it holds is not to be trusted");
@@ -166,8 +166,7 @@ fn two_devices_of_a_core_share_its_thread() {
             scope.spawn(move || {
                 for i in 0..20 {
                     let x = upload(device, &[4], &[i as f32; 4]);
-                    let inputs = ready.arguments(vec![Argument::Kept(&x)]);
-                    let outputs = device.run(&ready.executable, inputs).unwrap();
+                    let outputs = run(device, ready, vec![Argument::Kept(&x)]).unwrap();
                     assert_eq!(floats(device, &outputs[0], 4), [(i * i) as f32; 4]);
                 }
             });

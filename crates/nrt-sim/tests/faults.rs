@@ -9,11 +9,11 @@ use samebits_neuron::{NeuronDevice, Tensor, abi::Status};
 use samebits_tensor::HostTensor;
 
 /// Runs `replace` once. Returns how it ended, and whether the given tensor is still there.
-fn run(device: &NeuronDevice, ready: &Ready) -> (Result<Vec<Tensor>, DeviceError>, Option<Tensor>) {
+fn replace_once(device: &NeuronDevice, ready: &Ready) -> (Result<Vec<Tensor>, DeviceError>, Option<Tensor>) {
     let mut given = Some(upload(device, &[8, 2], &[1.0f32; 16]));
     let (rows, values) = (upload(device, &[2], &[0, 1]), upload(device, &[2, 2], &[5.0f32; 4]));
     let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&values)];
-    let done = device.run(&ready.executable, ready.arguments(inputs));
+    let done = run(device, ready, inputs);
     (done, given)
 }
 
@@ -28,7 +28,7 @@ fn each_status_of_an_execution() {
         let device = device(core);
         let ready = Ready::new(&device, "replace", &replace());
         sim.plan(&format!("nrt_execute:*={}", status.raw()));
-        let (done, given) = run(&device, &ready);
+        let (done, given) = replace_once(&device, &ready);
         let error = done.unwrap_err();
         assert!(error.to_string().contains(&status.to_string()), "{error}");
         assert!(error.to_string().contains(status.advice()), "{error}");
@@ -43,10 +43,14 @@ fn each_status_of_an_execution() {
         if let Some(given) = &given {
             assert_eq!(floats(&device, given, 16), [1.0; 16], "{status}: what was given is as it was");
         }
-        let again = device.upload(&HostTensor::of([1], &[0i32]).unwrap());
+        let again = device.upload(0, &HostTensor::of([1], &[0i32]).unwrap());
         assert_eq!(again.is_ok(), !status.is_fatal(), "{status}");
         if again.is_ok() {
-            assert_eq!(floats(&device, &run(&device, &ready).0.unwrap()[0], 16)[..5], AFTER, "{status}");
+            assert_eq!(
+                floats(&device, &replace_once(&device, &ready).0.unwrap()[0], 16)[..5],
+                AFTER,
+                "{status}"
+            );
         }
     }
     assert_eq!(sim.misuses(), 0);
@@ -57,7 +61,7 @@ fn a_full_queue_is_waited_for() {
     let (sim, device) = (Sim::alone(), device(27));
     let ready = Ready::new(&device, "replace", &replace());
     sim.plan("nrt_execute:1=7,nrt_execute:2=7,nrt_execute:3=1005");
-    let (done, _) = run(&device, &ready);
+    let (done, _) = replace_once(&device, &ready);
     assert_eq!(floats(&device, &done.unwrap()[0], 16)[..5], AFTER);
     assert_eq!(sim.calls("nrt_execute"), 4);
 }
@@ -67,10 +71,10 @@ fn a_lost_core_stays_lost() {
     let (sim, device) = (Sim::alone(), device(28));
     let ready = Ready::new(&device, "replace", &replace());
     sim.plan("nrt_execute:1=101");
-    let (done, _) = run(&device, &ready);
+    let (done, _) = replace_once(&device, &ready);
     assert!(matches!(done, Err(DeviceError::Lost { .. })), "{done:?}");
     sim.plan("");
-    let error = device.upload(&HostTensor::of([1], &[0i32]).unwrap()).unwrap_err();
+    let error = device.upload(0, &HostTensor::of([1], &[0i32]).unwrap()).unwrap_err();
     assert!(matches!(&error, DeviceError::Lost { detail, .. } if detail.contains("restart")), "{error}");
 }
 
@@ -107,17 +111,17 @@ fn whatever_fails_leaves_nothing_behind() {
 fn all_of_it(device: &NeuronDevice) -> Result<(), DeviceError> {
     let program = program(device, "square", &square());
     let executable = device.compile(&program)?;
-    let x = device.upload(&HostTensor::of([4], &[2.0f32; 4]).unwrap())?;
-    let zero = device.upload(&HostTensor::of([], &[0i32]).unwrap())?;
-    let outputs = device.run(&executable, vec![Argument::Kept(&x), Argument::Kept(&zero)])?;
-    device.download(&outputs[0], &mut [0; 16])
+    let x = device.upload(0, &HostTensor::of([4], &[2.0f32; 4]).unwrap())?;
+    let zero = device.upload(0, &HostTensor::of([], &[0i32]).unwrap())?;
+    let outputs = device.run(&executable, vec![vec![Argument::Kept(&x), Argument::Kept(&zero)]])?;
+    device.download(&outputs[0][0], &mut [0; 16])
 }
 
 #[test]
 fn memory_that_does_not_suffice() {
     let (sim, device) = (Sim::alone(), device(30));
     sim.plan("nrt_tensor_allocate:1=4");
-    let error = device.upload(&HostTensor::of([1], &[0i32]).unwrap()).unwrap_err();
+    let error = device.upload(0, &HostTensor::of([1], &[0i32]).unwrap()).unwrap_err();
     assert!(error.to_string().contains("use a smaller model"), "{error}");
     assert!(matches!(error, DeviceError::Failed { retriable: true, .. }));
 }

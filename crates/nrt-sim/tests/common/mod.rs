@@ -13,8 +13,8 @@ use std::{
 
 use libloading::Library;
 use samebits_graph::{Graph, Trace};
-use samebits_hlo::{Argument, Chip, Device, Program, Source, Target, lower};
-use samebits_neuron::{Compiler, Executable, NeuronDevice, NeuronError, Runtime, Tensor};
+use samebits_hlo::{Argument, Chip, Device, DeviceError, Program, Source, Target, lower};
+use samebits_neuron::{Compiler, Executable, NeuronDevice, Runtime, Tensor};
 use samebits_tensor::{DType, Element, HostTensor};
 
 pub(crate) const TARGET: Target = Target { chip: Chip::Trn2, cores_per_logical_core: 1 };
@@ -147,7 +147,7 @@ pub(crate) fn replace() -> Graph {
 }
 
 pub(crate) fn upload<T: Element>(device: &NeuronDevice, dims: &[usize], values: &[T]) -> Tensor {
-    device.upload(&HostTensor::of(dims, values).unwrap()).unwrap()
+    device.upload(0, &HostTensor::of(dims, values).unwrap()).unwrap()
 }
 
 pub(crate) fn floats(device: &NeuronDevice, tensor: &Tensor, count: usize) -> Vec<f32> {
@@ -180,6 +180,11 @@ impl Ready {
     }
 }
 
-pub(crate) fn is_lint(error: &NeuronError) -> bool {
-    matches!(error, NeuronError::Lint { .. })
+/// Runs a program once, on inputs.
+pub(crate) fn run<'a>(
+    device: &NeuronDevice,
+    ready: &'a Ready,
+    inputs: Vec<Argument<'a, Tensor>>,
+) -> Result<Vec<Tensor>, DeviceError> {
+    Ok(device.run(&ready.executable, vec![ready.arguments(inputs)])?.remove(0))
 }
