@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::{
     AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, KvCache, KvShape, Result, Tensor,
     UnaryOp,
@@ -58,12 +60,20 @@ pub fn attention<B: Backend>(
         sum: fill(0.0)?,
         out: Tensor::full(q.backend(), [t * kv_heads, group, head_dim], 0.0)?,
     };
-    for start in (0..batch.max_context).step_by(ATTENTION_TILE) {
-        let tile = Tile::load(cache, batch, start, group, params)?;
-        state = state.merge(&tile.attend(&query, params)?)?;
+    let together = (SCORES / (t * heads * ATTENTION_TILE).max(1)).max(1);
+    let count = batch.max_context.div_ceil(ATTENTION_TILE);
+    for first in (0..count).step_by(together) {
+        let numbers = first..count.min(first + together);
+        let (count, query) = (numbers.len(), query.repeat(numbers.len())?);
+        let tiles = Tiles::load(cache, batch, numbers, group, params)?;
+        state = state.merge(&tiles.attend(&query, params)?, count)?;
     }
     state.out.div(&state.sum.repeat(2, head_dim)?)?.reshape([t, heads, head_dim])
 }
+
+/// Most scores that are computed at once, for tiles do not depend on each other before they are merged: a graph of them all is far
+/// smaller than a graph of each.
+const SCORES: usize = 1 << 23;
 
 /// Quantises `x [t, heads, head_dim]` in blocks of 32 channels, the last of which may be shorter: int8 values of that
 /// shape, and scales `[t, heads, head_blocks]`.
@@ -81,14 +91,14 @@ pub fn quantize_heads<B: Backend>(x: &Tensor<B>) -> Result<(Tensor<B>, Tensor<B>
     Ok((join(&values)?, join(&scales)?))
 }
 
-/// Quantised queries: `[t * kv_heads, group, head_dim]`, scales `[t * kv_heads, group, head_blocks]`.
+/// Quantised queries: `[n, group, head_dim]`, scales `[n, group, head_blocks]`, where `n` is `t * kv_heads` for each tile.
 struct Query<B: Backend> {
     q: Tensor<B>,
     scale: Tensor<B>,
 }
 
-/// 128 keys and values for each token and kv head, and which of them the token sees.
-struct Tile<B: Backend> {
+/// 128 keys and values for each tile, token and kv head, in this order, and which of them the token sees.
+struct Tiles<B: Backend> {
     shape: KvShape,
     k: Tensor<B>,
     k_scale: Tensor<B>,
@@ -97,33 +107,44 @@ struct Tile<B: Backend> {
     visible: Tensor<B>,
 }
 
-/// Running maximum and sum `[t * kv_heads, group]`, and output `[t * kv_heads, group, head_dim]`.
+/// Maximum and sum `[n, group]`, and output `[n, group, head_dim]`: of each tile, or of all until now.
 struct State<B: Backend> {
     max: Tensor<B>,
     sum: Tensor<B>,
     out: Tensor<B>,
 }
 
-impl<B: Backend> Tile<B> {
+impl<B: Backend> Query<B> {
+    /// The queries once more for each tile.
+    fn repeat(&self, tiles: usize) -> Result<Self> {
+        let repeat = |x: &Tensor<B>| {
+            let &[n, group, last] = x.dims() else { unreachable!("three axes") };
+            x.repeat(0, tiles)?.reshape([tiles * n, group, last])
+        };
+        Ok(Query { q: repeat(&self.q)?, scale: repeat(&self.scale)? })
+    }
+}
+
+impl<B: Backend> Tiles<B> {
     fn load(
         cache: &KvCache<B>,
         batch: &AttentionBatch<B>,
-        start: usize,
+        numbers: Range<usize>,
         group: usize,
         params: &AttentionParams,
     ) -> Result<Self> {
         let shape = cache.shape;
-        let (t, n) = (batch.positions.dims()[0], batch.positions.dims()[0] * shape.kv_heads);
-        let rows = tile_rows(batch, shape, start)?;
-        Ok(Tile {
+        let n = numbers.len() * batch.positions.dims()[0] * shape.kv_heads;
+        let rows = tile_rows(batch, shape, &numbers)?;
+        Ok(Tiles {
             shape,
             k: cache.k.gather(&rows)?.reshape([n, ATTENTION_TILE, shape.head_dim])?,
             k_scale: cache.k_scale.gather(&rows)?.reshape([n, ATTENTION_TILE, shape.head_blocks()])?,
             v: cache.v.gather(&rows)?.reshape([n, ATTENTION_TILE, shape.head_dim])?,
             v_scale: cache.v_scale.gather(&rows)?.reshape([n, ATTENTION_TILE])?,
-            visible: visible_keys(&batch.positions, start, params.window)?
-                .repeat(1, shape.kv_heads * group)?
-                .reshape([t * shape.kv_heads, group, ATTENTION_TILE])?,
+            visible: visible_keys(&batch.positions, &numbers, params.window)?
+                .repeat(2, shape.kv_heads * group)?
+                .reshape([n, group, ATTENTION_TILE])?,
         })
     }
 
@@ -138,7 +159,7 @@ impl<B: Backend> Tile<B> {
         Ok(State { max, sum: sum_last(&p)?, out: self.weigh_values(&weights)? })
     }
 
-    /// `[t * kv_heads, group, 128]`: over channel blocks in order, `s + (d_q * d_k) * isum`; then scale, cap, mask.
+    /// `[n, group, 128]`: over channel blocks in order, `s + (d_q * d_k) * isum`; then scale, cap, mask.
     fn scores(&self, query: &Query<B>, params: &AttentionParams) -> Result<Tensor<B>> {
         let group = query.q.dims()[1];
         let dims = [self.k.dims()[0], group, ATTENTION_TILE];
@@ -177,41 +198,54 @@ impl<B: Backend> Tile<B> {
 }
 
 impl<B: Backend> State<B> {
-    /// The state after one more tile, or this one where the tile held no visible key.
-    fn merge(&self, tile: &State<B>) -> Result<State<B>> {
-        let head_dim = self.out.dims()[2];
-        let max = self.max.max(&tile.max)?;
-        let old = exp(&self.max.sub(&max)?)?;
-        let new = exp(&tile.max.sub(&max)?)?;
-        let sum = self.sum.mul(&old)?.add(&tile.sum.mul(&new)?)?;
-        let out = self.out.mul(&old.repeat(2, head_dim)?)?.add(&tile.out.mul(&new.repeat(2, head_dim)?)?)?;
-        let empty = tile.max.compare_scalar(CompareOp::Eq, MASKED)?;
-        let empty_out = empty.repeat(2, head_dim)?;
-        Ok(State {
-            max: empty.select(&self.max, &max)?,
-            sum: empty.select(&self.sum, &sum)?,
-            out: empty_out.select(&self.out, &out)?,
-        })
+    /// The state after `count` more tiles, in order. One without a visible key leaves it as it is.
+    fn merge(&self, tiles: &State<B>, count: usize) -> Result<State<B>> {
+        let (n, head_dim) = (self.max.dims()[0], self.out.dims()[2]);
+        let of = |x: &Tensor<B>, tile: usize| x.narrow(0, tile * n..(tile + 1) * n);
+        let mut maxima = vec![self.max.clone()];
+        for tile in 0..count {
+            maxima.push(maxima[tile].max(&of(&tiles.max, tile)?)?);
+        }
+        let join = |maxima: &[Tensor<B>]| Tensor::concat(&maxima.iter().collect::<Vec<_>>(), 0);
+        let (before, after) = (join(&maxima[..count])?, join(&maxima[1..])?);
+        let (old, new) = (exp(&before.sub(&after)?)?, exp(&tiles.max.sub(&after)?)?);
+        let empty = tiles.max.compare_scalar(CompareOp::Eq, MASKED)?;
+        let wide = |x: &Tensor<B>| x.repeat(2, head_dim);
+        let (sums, outs) = (tiles.sum.mul(&new)?, tiles.out.mul(&wide(&new)?)?);
+        let (wide_old, wide_empty) = (wide(&old)?, wide(&empty)?);
+        let (mut sum, mut out) = (self.sum.clone(), self.out.clone());
+        for tile in 0..count {
+            let more = sum.mul(&of(&old, tile)?)?.add(&of(&sums, tile)?)?;
+            sum = of(&empty, tile)?.select(&sum, &more)?;
+            let more = out.mul(&of(&wide_old, tile)?)?.add(&of(&outs, tile)?)?;
+            out = of(&wide_empty, tile)?.select(&out, &more)?;
+        }
+        Ok(State { max: maxima.swap_remove(count), sum, out })
     }
 }
 
-/// Cache rows of the tile's keys, `[t * kv_heads * 128]`. Positions past the block table read page 0 and are masked.
-fn tile_rows<B: Backend>(batch: &AttentionBatch<B>, shape: KvShape, start: usize) -> Result<Tensor<B>> {
+/// Cache rows of the tiles' keys, `[tiles * t * kv_heads * 128]`. Positions past the block table read page 0 and are masked.
+fn tile_rows<B: Backend>(
+    batch: &AttentionBatch<B>,
+    shape: KvShape,
+    numbers: &Range<usize>,
+) -> Result<Tensor<B>> {
     let (t, page_size) = (batch.positions.dims()[0], shape.page_size);
     let (sequences, max_pages) = (batch.block_tables.dims()[0], batch.block_tables.dims()[1]);
-    let pages = ATTENTION_TILE / page_size;
-    let first = start / page_size;
-    let last = (first + pages).min(max_pages);
+    let (tiles, pages) = (numbers.len(), ATTENTION_TILE / page_size);
+    let first = numbers.start * pages;
+    let last = (numbers.end * pages).min(max_pages);
     let mut table = batch.block_tables.narrow(1, first..last)?;
-    if last - first < pages {
-        let padding = Tensor::full(table.backend(), [sequences, pages - (last - first)], 0)?;
+    if last - first < tiles * pages {
+        let padding = Tensor::full(table.backend(), [sequences, tiles * pages - (last - first)], 0)?;
         table = Tensor::concat(&[&table, &padding], 1)?;
     }
-    let dims = [t, shape.kv_heads, pages, page_size];
-    let page = table.gather(&batch.sequences)?.repeat(1, shape.kv_heads)?.repeat(3, page_size)?;
-    let head = Tensor::iota(table.backend(), dims, 1)?;
-    let offset = Tensor::iota(table.backend(), dims, 3)?;
-    cache_rows(&page, &head, shape)?.add(&offset)?.reshape([t * shape.kv_heads * ATTENTION_TILE])
+    let table = table.gather(&batch.sequences)?.reshape([t, tiles, pages])?.permute(&[1, 0, 2])?;
+    let page = table.repeat(2, shape.kv_heads)?.repeat(4, page_size)?;
+    let dims = [tiles, t, shape.kv_heads, pages, page_size];
+    let head = Tensor::iota(table.backend(), dims, 2)?;
+    let offset = Tensor::iota(table.backend(), dims, 4)?;
+    cache_rows(&page, &head, shape)?.add(&offset)?.reshape([tiles * t * shape.kv_heads * ATTENTION_TILE])
 }
 
 /// `(page * kv_heads + head) * page_size`.
@@ -220,11 +254,17 @@ fn cache_rows<B: Backend>(page: &Tensor<B>, head: &Tensor<B>, shape: KvShape) ->
     rows.scalar(BinaryOp::Mul, shape.page_size as i32)
 }
 
-/// Bool `[t, 128]`: the key at `start + j` is not after the token, and inside its window.
-fn visible_keys<B: Backend>(positions: &Tensor<B>, start: usize, window: Option<usize>) -> Result<Tensor<B>> {
-    let dims = [positions.dims()[0], ATTENTION_TILE];
-    let key = Tensor::iota(positions.backend(), dims, 1)?.scalar(BinaryOp::Add, start as i32)?;
-    let position = positions.repeat(1, ATTENTION_TILE)?;
+/// Bool `[tiles, t, 128]`: the key at `128 * tile + j` is not after the token, and inside its window.
+fn visible_keys<B: Backend>(
+    positions: &Tensor<B>,
+    numbers: &Range<usize>,
+    window: Option<usize>,
+) -> Result<Tensor<B>> {
+    let dims = [numbers.len(), positions.dims()[0], ATTENTION_TILE];
+    let iota = |axis| Tensor::iota(positions.backend(), dims, axis);
+    let start = iota(0)?.scalar(BinaryOp::Add, numbers.start as i32)?;
+    let key = start.scalar(BinaryOp::Mul, ATTENTION_TILE as i32)?.add(&iota(2)?)?;
+    let position = positions.repeat(0, numbers.len())?.repeat(2, ATTENTION_TILE)?;
     let visible = key.compare(CompareOp::Le, &position)?;
     let Some(window) = window.and_then(|window| i32::try_from(window).ok()) else {
         return Ok(visible);
