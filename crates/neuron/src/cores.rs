@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        mpsc::{self, Sender},
+        mpsc::{self, Receiver, Sender},
     },
     thread::{self, JoinHandle},
 };
@@ -61,19 +61,37 @@ impl Core {
         &self,
         job: impl FnOnce(Runtime) -> Result<T, NeuronError> + Send + 'static,
     ) -> Result<T, NeuronError> {
-        let index = self.index;
+        self.ask(job)?.wait()
+    }
+
+    /// Has the core's thread do something; [`Answer::wait`] waits for it.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(Runtime) -> Result<T, NeuronError> + Send + 'static,
+    ) -> Result<Answer<'_, T>, NeuronError> {
         if let Some(why) = self.lost.get() {
-            return Err(NeuronError::Lost { index, why: why.clone() });
+            return Err(NeuronError::Lost { index: self.index, why: why.clone() });
         }
         let (answer, answered) = mpsc::sync_channel(1);
         self.later(move |runtime| drop(answer.send(job(runtime))));
-        let result = answered.recv().map_err(|_| NeuronError::Stopped { index })?;
-        if let Err(error) = &result
-            && error.is_fatal()
-        {
-            let _ = self.lost.set(error.to_string());
-        }
-        result
+        Ok(Answer { core: self, answered })
+    }
+
+    /// Has the threads of several cores do something at once, which may need each other, and waits for all of them. Two such
+    /// requests are done in the same order by all threads.
+    pub(crate) fn call_all<
+        T: Send + 'static,
+        F: FnOnce(Runtime) -> Result<T, NeuronError> + Send + 'static,
+    >(
+        jobs: impl Iterator<Item = (Arc<Core>, F)>,
+    ) -> Vec<Result<T, NeuronError>> {
+        static ORDER: Mutex<()> = Mutex::new(());
+        let jobs: Vec<_> = jobs.collect();
+        let (cores, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
+        let order = locked(&ORDER);
+        let asked: Vec<_> = cores.iter().zip(jobs).map(|(core, job)| core.ask(job)).collect();
+        drop(order);
+        asked.into_iter().map(|asked| asked?.wait()).collect()
     }
 
     /// Has the core's thread do something after all that was asked for before.
@@ -117,6 +135,25 @@ impl Core {
         // SAFETY: whoever released them does not use them again.
         self.later(move |runtime| free.into_iter().for_each(|handle| unsafe { runtime.free(handle) }));
         any
+    }
+}
+
+/// What a core's thread will have done.
+pub(crate) struct Answer<'a, T> {
+    core: &'a Core,
+    answered: Receiver<Result<T, NeuronError>>,
+}
+
+impl<T> Answer<'_, T> {
+    pub(crate) fn wait(self) -> Result<T, NeuronError> {
+        let index = self.core.index;
+        let result = self.answered.recv().map_err(|_| NeuronError::Stopped { index })?;
+        if let Err(error) = &result
+            && error.is_fatal()
+        {
+            let _ = self.core.lost.set(error.to_string());
+        }
+        result
     }
 }
 

@@ -1,7 +1,7 @@
-use std::{ffi::CString, fmt, sync::Arc, thread, time::Duration};
+use std::{ffi::CString, fmt, ops::Range, sync::Arc, thread, time::Duration};
 
 use samebits_hlo::{Argument, Binding, Device, DeviceError, Interface, Options, Program};
-use samebits_tensor::HostTensor;
+use samebits_tensor::{HostTensor, Rank};
 
 use crate::{
     Compiler, NeffCache, NeuronError, Runtime,
@@ -10,9 +10,10 @@ use crate::{
     runtime::{ModelHandle, TensorHandle, TensorInfo, TensorSet},
 };
 
-/// One NeuronCore, for modules of [`samebits_hlo`].
+/// A NeuronCore, or several that run each module together, for modules of [`samebits_hlo`].
 pub struct NeuronDevice {
-    core: Arc<Core>,
+    /// By rank.
+    cores: Vec<Arc<Core>>,
     compiler: Compiler,
     cache: Option<NeffCache>,
     name: String,
@@ -26,19 +27,32 @@ pub struct Tensor {
     bytes: usize,
 }
 
-/// A program that is loaded on a core.
+/// A program that is loaded on the cores of a device.
 pub struct Executable {
-    core: Arc<Core>,
     interface: Interface,
     module: String,
-    bound: Arc<Bound>,
+    /// By rank.
+    loaded: Vec<Loaded>,
+    names: Arc<Names>,
 }
 
-/// A loaded program, and the tensors that it binds: their places in the interface, and their names.
-struct Bound {
+/// A program on one core.
+struct Loaded {
+    core: Arc<Core>,
     model: ModelHandle,
+}
+
+/// The tensors that a loaded program binds: their places in the interface, and their names.
+struct Names {
     inputs: Vec<(usize, CString)>,
     outputs: Vec<(usize, CString)>,
+}
+
+/// Memory for one rank's run: of each input and output, and what is new of the latter.
+struct Prepared {
+    inputs: Vec<Option<TensorHandle>>,
+    outputs: Vec<Option<TensorHandle>>,
+    fresh: Vec<Option<Tensor>>,
 }
 
 impl NeuronDevice {
@@ -47,8 +61,23 @@ impl NeuronDevice {
     /// # Errors
     /// If there is no such core.
     pub fn open(runtime: Runtime, index: u32, compiler: Compiler) -> Result<Self, NeuronError> {
-        let core = Core::open(runtime, index)?;
-        Ok(NeuronDevice { core, compiler, cache: None, name: format!("neuron:{index}") })
+        Self::group(runtime, index..index + 1, compiler)
+    }
+
+    /// The cores of these indices, as ranks.
+    ///
+    /// # Errors
+    /// If there is none, or one of them is not there.
+    pub fn group(runtime: Runtime, cores: Range<u32>, compiler: Compiler) -> Result<Self, NeuronError> {
+        if cores.is_empty() {
+            return Err(NeuronError::Core { index: cores.start, count: 0 });
+        }
+        let name = match cores.len() {
+            1 => format!("neuron:{}", cores.start),
+            _ => format!("neuron:{}-{}", cores.start, cores.end - 1),
+        };
+        let cores: Vec<_> = cores.map(|index| Core::open(runtime, index)).collect::<Result<_, _>>()?;
+        Ok(NeuronDevice { cores, compiler, cache: None, name })
     }
 
     /// The device, which looks for compiled modules in `cache`.
@@ -59,7 +88,7 @@ impl NeuronDevice {
     fn failed(&self, op: String, error: &NeuronError) -> DeviceError {
         let (device, detail) = (self.name.clone(), error.to_string());
         let retriable = error.status().is_some_and(Status::is_passing);
-        match self.core.lost() {
+        match self.cores.iter().find_map(|core| core.lost()) {
             Some(why) => DeviceError::Lost { device, detail: why.into() },
             None => DeviceError::Failed { op, device, detail, retriable },
         }
@@ -74,52 +103,27 @@ impl NeuronDevice {
 
     fn load(&self, program: &Program) -> Result<Executable, NeuronError> {
         let interface = Interface::of(&program.module)?;
-        let neff = self.neff(program)?;
-        let (core, index) = (self.core.clone(), self.core.index);
-        let (model, infos) = core.call(move |runtime| {
-            let model = runtime.load(&neff, index)?;
-            // SAFETY: the program was just loaded.
-            let infos = unsafe { runtime.tensor_infos(model) };
-            if infos.is_err() {
-                // SAFETY: as above; nobody else has it.
-                let _ = unsafe { runtime.unload(model) };
-            }
-            Ok((model, infos?))
-        })?;
-        // From here on the program is unloaded if anything fails.
+        let neff: Arc<[u8]> = self.neff(program)?.into();
+        let count = self.cores.len();
+        let jobs = self.cores.iter().enumerate().map(|(index, core)| {
+            let (neff, on) = (neff.clone(), core.index);
+            (core.clone(), move |runtime| load(runtime, &neff, on, Rank { index, count }))
+        });
+        let done = Core::call_all(jobs);
+        // From here on what is loaded is unloaded if anything fails.
+        let loaded = done.into_iter().zip(&self.cores).map(|(done, core)| {
+            let (model, infos) = done?;
+            Ok((Loaded { core: core.clone(), model }, infos))
+        });
+        let loaded: Vec<Result<_, NeuronError>> = loaded.collect();
+        let (loaded, infos): (Vec<_>, Vec<_>) =
+            loaded.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let module = program.module.name.clone();
-        let bound = Arc::new(Bound { model, inputs: Vec::new(), outputs: Vec::new() });
-        let loaded = Executable { core, interface, module, bound };
-        let inputs = bindings(&loaded, &loaded.interface.inputs, &infos, false)?;
-        let outputs = bindings(&loaded, &loaded.interface.outputs, &infos, true)?;
-        Ok(loaded.binding(inputs, outputs))
-    }
-
-    fn place(&self, value: HostTensor) -> Result<Tensor, NeuronError> {
-        let tensor = self.allocate(value.bytes().len())?;
-        if let Some(handle) = tensor.handle {
-            // SAFETY: the tensor is kept until the call has returned.
-            self.core.call(move |runtime| unsafe { runtime.write(handle, value.bytes()) })?;
-        }
-        Ok(tensor)
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<Tensor, NeuronError> {
-        let handle = (bytes > 0).then(|| self.core.allocate(bytes)).transpose()?;
-        Ok(Tensor { core: self.core.clone(), handle, bytes })
-    }
-
-    fn copy(&self, tensor: &Tensor) -> Result<Tensor, NeuronError> {
-        let copy = self.allocate(tensor.bytes)?;
-        if let (Some(from), Some(to)) = (tensor.handle, copy.handle) {
-            let mut bytes = vec![0; tensor.bytes];
-            // SAFETY: both tensors are kept until the call has returned.
-            self.core.call(move |runtime| unsafe {
-                runtime.read(from, &mut bytes)?;
-                runtime.write(to, &bytes)
-            })?;
-        }
-        Ok(copy)
+        let names = Names {
+            inputs: bindings(&module, &interface.inputs, &infos[0], false)?,
+            outputs: bindings(&module, &interface.outputs, &infos[0], true)?,
+        };
+        Ok(Executable { interface, module, loaded, names: Arc::new(names) })
     }
 
     fn fetch(&self, tensor: &Tensor, out: &mut [u8]) -> Result<(), NeuronError> {
@@ -129,7 +133,7 @@ impl NeuronDevice {
         }
         let Some(handle) = tensor.handle else { return Ok(()) };
         let mut bytes = vec![0; tensor.bytes];
-        let bytes = self.core.call(move |runtime| {
+        let bytes = tensor.core.call(move |runtime| {
             // SAFETY: the tensor is kept until the call has returned.
             unsafe { runtime.read(handle, &mut bytes) }.map(|()| bytes)
         })?;
@@ -140,53 +144,121 @@ impl NeuronDevice {
     fn execute(
         &self,
         executable: &Executable,
-        arguments: Vec<Argument<'_, Tensor>>,
-    ) -> Result<Vec<Tensor>, NeuronError> {
-        let interface = &executable.interface;
-        let mut inputs = handles(interface, &arguments)?;
-        let fresh = self.outputs(interface, &arguments, &mut inputs)?;
-        let outputs: Vec<_> = fresh
-            .iter()
-            .enumerate()
-            .map(|(output, fresh)| match fresh {
-                Some(tensor) => tensor.handle,
-                None => interface.aliased(output).and_then(|input| inputs[input]),
-            })
-            .collect();
-        let done = match executable.run(inputs, outputs) {
-            Err(error) if !error.spoils_outputs() => return Err(error),
-            done => done,
-        };
+        arguments: Vec<Vec<Argument<'_, Tensor>>>,
+    ) -> Result<Vec<Vec<Tensor>>, NeuronError> {
+        let (interface, ranks) = (&executable.interface, self.cores.len());
+        if arguments.len() != ranks {
+            let what = format!("arguments of {} ranks, and there are {ranks}", arguments.len());
+            return Err(NeuronError::Argument { index: 0, what });
+        }
+        let prepared = self.cores.iter().zip(&arguments);
+        let prepared = prepared.map(|(core, arguments)| Prepared::new(core, interface, arguments));
+        let prepared: Vec<Prepared> = prepared.collect::<Result<_, _>>()?;
+        let done = executable.run(&prepared);
+        let refused = |done: &Result<(), NeuronError>| done.as_ref().is_err_and(|it| !it.spoils_outputs());
+        if done.iter().all(refused) {
+            return cause(done).map(|()| Vec::new());
+        }
         // From here on the given tensors are taken: an execution that failed has left in them who knows what.
-        let mut given: Vec<_> = arguments.into_iter().map(taken).collect();
-        done?;
-        let owned = |(output, fresh): (usize, Option<Tensor>)| {
-            fresh.or_else(|| given[interface.aliased(output)?].take())
-        };
-        Ok(fresh.into_iter().enumerate().filter_map(owned).collect())
+        let given = arguments.into_iter().map(|arguments| arguments.into_iter().map(taken).collect());
+        let given: Vec<Vec<_>> = given.collect();
+        cause(done)?;
+        Ok(prepared.into_iter().zip(given).map(|(rank, given)| rank.outputs(interface, given)).collect())
     }
+}
 
-    /// Memory for outputs that take over none. An input that an output must share, but that has to stay, is copied first.
-    fn outputs(
-        &self,
+/// Why ranks failed: a rank that waited in vain for another is not the cause.
+fn cause(done: Vec<Result<(), NeuronError>>) -> Result<(), NeuronError> {
+    let is_cause = |error: &NeuronError| error.status() != Some(Status::Timeout);
+    let mut errors: Vec<NeuronError> = done.into_iter().filter_map(Result::err).collect();
+    let first = errors.iter().position(is_cause).unwrap_or(0);
+    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(first)) }
+}
+
+/// Loads a program on a core. Returns what it says of its tensors.
+fn load(
+    runtime: Runtime,
+    neff: &[u8],
+    core: u32,
+    rank: Rank,
+) -> Result<(ModelHandle, Vec<TensorInfo>), NeuronError> {
+    let model = match rank {
+        Rank::ALONE => runtime.load(neff, core)?,
+        rank => runtime.load_rank(neff, core, rank)?,
+    };
+    // SAFETY: the program was just loaded.
+    let infos = unsafe { runtime.tensor_infos(model) };
+    if infos.is_err() {
+        // SAFETY: as above; nobody else has it.
+        let _ = unsafe { runtime.unload(model) };
+    }
+    Ok((model, infos?))
+}
+
+impl Prepared {
+    /// Outputs that take over no input get memory of their own. An input that an output must share, but that has to stay, is
+    /// copied first.
+    fn new(
+        core: &Arc<Core>,
         interface: &Interface,
         arguments: &[Argument<'_, Tensor>],
-        inputs: &mut [Option<TensorHandle>],
-    ) -> Result<Vec<Option<Tensor>>, NeuronError> {
+    ) -> Result<Self, NeuronError> {
+        let mut inputs = handles(interface, arguments)?;
         let mut fresh = Vec::with_capacity(interface.outputs.len());
         for (output, binding) in interface.outputs.iter().enumerate() {
             let input = interface.aliased(output);
             fresh.push(match input.map(|input| (input, &arguments[input])) {
                 Some((_, Argument::Given(_))) => None,
                 Some((input, Argument::Kept(tensor))) => {
-                    let copy = self.copy(tensor)?;
+                    let copy = tensor.copy()?;
                     inputs[input] = copy.handle;
                     Some(copy)
                 }
-                None => Some(self.allocate(binding.bytes())?),
+                None => Some(Tensor::allocate(core, binding.bytes())?),
             });
         }
-        Ok(fresh)
+        let outputs = fresh.iter().enumerate().map(|(output, fresh)| match fresh {
+            Some(tensor) => tensor.handle,
+            None => interface.aliased(output).and_then(|input| inputs[input]),
+        });
+        Ok(Prepared { outputs: outputs.collect(), inputs, fresh })
+    }
+
+    /// The outputs after the run, some in the memory of what was given.
+    fn outputs(self, interface: &Interface, mut given: Vec<Option<Tensor>>) -> Vec<Tensor> {
+        let owned = |(output, fresh): (usize, Option<Tensor>)| {
+            fresh.or_else(|| given[interface.aliased(output)?].take())
+        };
+        self.fresh.into_iter().enumerate().filter_map(owned).collect()
+    }
+}
+
+impl Tensor {
+    fn allocate(core: &Arc<Core>, bytes: usize) -> Result<Self, NeuronError> {
+        let handle = (bytes > 0).then(|| core.allocate(bytes)).transpose()?;
+        Ok(Tensor { core: core.clone(), handle, bytes })
+    }
+
+    fn place(core: &Arc<Core>, value: HostTensor) -> Result<Self, NeuronError> {
+        let tensor = Tensor::allocate(core, value.bytes().len())?;
+        if let Some(handle) = tensor.handle {
+            // SAFETY: the tensor is kept until the call has returned.
+            core.call(move |runtime| unsafe { runtime.write(handle, value.bytes()) })?;
+        }
+        Ok(tensor)
+    }
+
+    fn copy(&self) -> Result<Self, NeuronError> {
+        let copy = Tensor::allocate(&self.core, self.bytes)?;
+        if let (Some(from), Some(to)) = (self.handle, copy.handle) {
+            let mut bytes = vec![0; self.bytes];
+            // SAFETY: both tensors are kept until the call has returned.
+            self.core.call(move |runtime| unsafe {
+                runtime.read(from, &mut bytes)?;
+                runtime.write(to, &bytes)
+            })?;
+        }
+        Ok(copy)
     }
 }
 
@@ -198,23 +270,29 @@ impl Device for NeuronDevice {
         &self.name
     }
 
+    fn ranks(&self) -> usize {
+        self.cores.len()
+    }
+
     fn options(&self, module: String) -> Options {
-        Options::neuron(module)
+        Options { ranks: self.ranks(), ..Options::neuron(module) }
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        let index = self.core.index;
-        let stats = self.core.call(move |runtime| runtime.memory(index));
-        stats.ok().map(|stats| stats.bytes_limit)
+        let of = |core: &Arc<Core>| {
+            let index = core.index;
+            Some(core.call(move |runtime| runtime.memory(index)).ok()?.bytes_limit)
+        };
+        self.cores.iter().map(of).sum()
     }
 
     fn compile(&self, program: &Program) -> Result<Executable, DeviceError> {
         self.load(program).map_err(|error| self.failed(format!("compile {}", program.module.name), &error))
     }
 
-    fn upload(&self, _rank: usize, value: &HostTensor) -> Result<Tensor, DeviceError> {
+    fn upload(&self, rank: usize, value: &HostTensor) -> Result<Tensor, DeviceError> {
         let op = || format!("upload {} {}", value.dtype(), value.shape());
-        self.place(value.clone()).map_err(|error| self.failed(op(), &error))
+        Tensor::place(&self.cores[rank], value.clone()).map_err(|error| self.failed(op(), &error))
     }
 
     fn run(
@@ -223,8 +301,7 @@ impl Device for NeuronDevice {
         arguments: Vec<Vec<Argument<'_, Tensor>>>,
     ) -> Result<Vec<Vec<Tensor>>, DeviceError> {
         let op = || format!("run {}", executable.module);
-        let outputs = arguments.into_iter().map(|arguments| self.execute(executable, arguments));
-        outputs.collect::<Result<_, _>>().map_err(|error| self.failed(op(), &error))
+        self.execute(executable, arguments).map_err(|error| self.failed(op(), &error))
     }
 
     fn download(&self, buffer: &Tensor, out: &mut [u8]) -> Result<(), DeviceError> {
@@ -238,33 +315,28 @@ impl Executable {
         &self.interface
     }
 
-    fn binding(mut self, inputs: Vec<(usize, CString)>, outputs: Vec<(usize, CString)>) -> Self {
-        let model = self.bound.model;
-        self.bound = Arc::new(Bound { model, inputs, outputs });
-        self
-    }
-
-    /// Runs it to its end on tensors by their places in the interface.
-    fn run(
-        &self,
-        inputs: Vec<Option<TensorHandle>>,
-        outputs: Vec<Option<TensorHandle>>,
-    ) -> Result<(), NeuronError> {
-        let bound = self.bound.clone();
-        self.core.call(move |runtime| {
-            // SAFETY: the program and the tensors are kept until the call has returned.
-            unsafe {
-                let inputs = TensorSet::new(runtime, named(&bound.inputs, &inputs))?;
-                let outputs = TensorSet::new(runtime, named(&bound.outputs, &outputs))?;
-                patiently(|| runtime.execute(bound.model, &inputs, &outputs))
-            }
-        })
+    /// Runs it to its end on all ranks.
+    fn run(&self, ranks: &[Prepared]) -> Vec<Result<(), NeuronError>> {
+        let jobs = self.loaded.iter().zip(ranks).map(|(loaded, rank)| {
+            let (names, model) = (self.names.clone(), loaded.model);
+            let (inputs, outputs) = (rank.inputs.clone(), rank.outputs.clone());
+            let job = move |runtime| {
+                // SAFETY: the program and the tensors are kept until all calls have returned.
+                unsafe {
+                    let inputs = TensorSet::new(runtime, named(&names.inputs, &inputs))?;
+                    let outputs = TensorSet::new(runtime, named(&names.outputs, &outputs))?;
+                    patiently(|| runtime.execute(model, &inputs, &outputs))
+                }
+            };
+            (loaded.core.clone(), job)
+        });
+        Core::call_all(jobs)
     }
 }
 
-impl Drop for Executable {
+impl Drop for Loaded {
     fn drop(&mut self) {
-        let model = self.bound.model;
+        let model = self.model;
         // SAFETY: the program is loaded, and every run of it has ended. A failure leaves nothing to do.
         self.core.later(move |runtime| drop(unsafe { runtime.unload(model) }));
     }
@@ -335,13 +407,13 @@ fn taken(argument: Argument<'_, Tensor>) -> Option<Tensor> {
 /// The tensors that a loaded program binds, of one side of its interface. The compiler may leave out inputs that nothing
 /// depends on, and tensors without bytes.
 fn bindings(
-    loaded: &Executable,
+    module: &str,
     side: &[Binding],
     infos: &[TensorInfo],
     is_output: bool,
 ) -> Result<Vec<(usize, CString)>, NeuronError> {
     let wrong = |tensor: &str, what: String| NeuronError::Tensor {
-        module: loaded.module.clone(),
+        module: module.into(),
         tensor: tensor.into(),
         what,
     };
@@ -376,7 +448,7 @@ fn c_name(name: &str) -> Option<CString> {
 impl fmt::Debug for NeuronDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("NeuronDevice");
-        debug.field("name", &self.name).field("runtime", &self.core.runtime).field("cache", &self.cache);
+        debug.field("name", &self.name).field("runtime", &self.cores[0].runtime).field("cache", &self.cache);
         debug.finish_non_exhaustive()
     }
 }
@@ -389,7 +461,8 @@ impl fmt::Debug for Tensor {
 
 impl fmt::Debug for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Executable({} on core {})", self.module, self.core.index)
+        let cores: Vec<u32> = self.loaded.iter().map(|loaded| loaded.core.index).collect();
+        write!(f, "Executable({} on cores {cores:?})", self.module)
     }
 }
 

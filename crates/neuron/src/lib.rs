@@ -30,14 +30,17 @@
 //! chosen by `NEURON_RT_VISIBLE_CORES` and `NEURON_RT_NUM_CORES`. Stochastic rounding has no reproducible bits: where
 //! `NEURON_RT_STOCHASTIC_ROUNDING_EN` is anything but 0 or unset, the runtime is not opened.
 //!
+//! Several cores can share each layer ([`NeuronDevice::group`]): the same NEFF is loaded on each of them as a rank, and their threads
+//! execute it together.
+//!
 //! # What was run
 //!
 //! Only stand-ins for the compiler and the library, which run programs on CPUs (`crates/nrt-sim`): never a Neuron device.
 //!
 //! # What is not here
 //!
-//! There are no programs over several cores, no collectives, no kernels of NKI and no asynchronous calls (`nrta_*`), whose ABI
-//! changed between runtimes 2.30 and 2.31.
+//! There are no programs over several instances, no kernels of NKI and no asynchronous calls (`nrta_*`), whose ABI changed between
+//! runtimes 2.30 and 2.31.
 
 pub mod abi;
 mod cache;

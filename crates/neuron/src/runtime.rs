@@ -11,6 +11,7 @@ use std::{
 };
 
 use libloading::Library;
+use samebits_tensor::Rank;
 
 use crate::{
     NeuronError,
@@ -179,6 +180,18 @@ impl Runtime {
         Ok(ModelHandle(self.made("nrt_load", model)?))
     }
 
+    /// Loads the program of one of several ranks.
+    pub(crate) fn load_rank(&self, neff: &[u8], core: u32, rank: Rank) -> Result<ModelHandle, NeuronError> {
+        let mut model = ptr::null_mut();
+        let function = self.functions().nrt_load_collectives;
+        let (index, count) = (rank.index as u32, rank.count as u32);
+        let (bytes, size) = (neff.as_ptr().cast(), neff.len());
+        // SAFETY: as above.
+        let raw = unsafe { function(bytes, size, core as i32, -1, index, count, &raw mut model) };
+        self.check("nrt_load_collectives", raw)?;
+        Ok(ModelHandle(self.made("nrt_load_collectives", model)?))
+    }
+
     /// # Safety
     /// The program must be loaded, and not be used again.
     pub(crate) unsafe fn unload(&self, model: ModelHandle) -> Result<(), NeuronError> {
@@ -343,6 +356,7 @@ functions! {
     nrt_get_visible_vnc_count: fn(*mut u32) -> i32;
     nrt_get_vnc_memory_stats: fn(u32, *mut MemoryStats, usize, *mut usize) -> i32;
     nrt_load: fn(*const c_void, usize, i32, i32, *mut *mut abi::Model) -> i32;
+    nrt_load_collectives: fn(*const c_void, usize, i32, i32, u32, u32, *mut *mut abi::Model) -> i32;
     nrt_unload: fn(*mut abi::Model) -> i32;
     nrt_execute: fn(*mut abi::Model, *const abi::TensorSet, *mut abi::TensorSet) -> i32;
     nrt_get_model_tensor_info: fn(*mut abi::Model, *mut *mut abi::TensorInfos) -> i32;

@@ -41,8 +41,8 @@ impl Run {
         check_shared(state, &program, &inputs, &outputs)?;
         let core = program.core;
         let run = Run {
-            inputs: bind(state, &program.compiled.interface.inputs, &inputs, core)?,
-            outputs: bind(state, &program.compiled.interface.outputs, &outputs, core)?,
+            inputs: bind(state, &program.ranks.compiled.interface.inputs, &inputs, core)?,
+            outputs: bind(state, &program.ranks.compiled.interface.outputs, &outputs, core)?,
             program,
         };
         run.fail_as_planned(state)?;
@@ -68,7 +68,7 @@ impl Run {
 
     fn run(&self) -> Done {
         let inputs = self.inputs.iter().map(|tensor| tensor.as_ref().map(Tensor::read).unwrap_or_default());
-        match self.program.compiled.run(inputs.collect()) {
+        match self.program.ranks.run(self.program.rank, inputs.collect()) {
             Ok(values) => {
                 let bound = self.outputs.iter().zip(values);
                 bound
@@ -83,6 +83,10 @@ impl Run {
             Err(Failed::Plugin(why)) => {
                 self.spoil();
                 Err(said("nrt_execute", &why, Status::Failure))
+            }
+            Err(Failed::Timeout) => {
+                self.spoil();
+                Err(said("nrt_execute", &"the other ranks did not come", Status::Timeout))
             }
         }
     }
@@ -135,7 +139,7 @@ fn check_shared(
     inputs: &HashMap<String, usize>,
     outputs: &HashMap<String, usize>,
 ) -> Done {
-    let interface = &program.compiled.interface;
+    let interface = &program.ranks.compiled.interface;
     let mut seen: HashMap<usize, &str> = HashMap::new();
     for (place, output) in interface.outputs.iter().enumerate() {
         let Some(&bound) = outputs.get(&output.name) else { continue };

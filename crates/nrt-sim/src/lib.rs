@@ -12,6 +12,7 @@
 //!   shares an input's memory to the same tensor.
 //! - An index of a gather or scatter that is out of range is `NRT_EXEC_OOB`, as on a device; XLA on CPUs would clamp it.
 //! - After `NRT_EXEC_UNIT_UNRECOVERABLE` a core does nothing more.
+//! - A program of several ranks runs when all of them execute it, as replicas.
 //!
 //! Environment variables, read at the first call:
 //!
@@ -19,6 +20,7 @@
 //! | --- | --- |
 //! | `NRT_SIM_PLUGIN` | path of the PJRT plugin; one of those that samebits-pjrt is tested with, if unset |
 //! | `NRT_SIM_FAULTS` | statuses to return: see [`nrt_sim_faults`] |
+//! | `NRT_SIM_PATIENCE_MS` | how long a rank waits for the others (5000); then it is `NRT_TIMEOUT` |
 //! | `NRT_SIM_QUEUE_DEPTH` | executions that a core takes at once (1); one more is `NRT_QUEUE_FULL` |
 //! | `NRT_SIM_BYTES` | memory of a core (16 GiB); more is `NRT_RESOURCE` |
 //! | `NEURON_RT_VISIBLE_CORES`, `NEURON_RT_NUM_CORES` | as the runtime has them; 32 cores if unset |
@@ -30,6 +32,7 @@
 mod execute;
 mod faults;
 mod program;
+mod ranks;
 mod state;
 mod tensors;
 
@@ -42,6 +45,7 @@ use std::{
 
 pub use execute::nrt_execute;
 use samebits_neuron::abi::{self, MemoryStats, Status, Version};
+use samebits_tensor::Rank;
 use state::State;
 pub use tensors::*;
 
@@ -176,18 +180,47 @@ pub unsafe extern "C" fn nrt_load(
     core_count: i32,
     model: *mut *mut abi::Model,
 ) -> i32 {
-    call("nrt_load", |state| {
-        let core = u32::try_from(core).map_err(|_| Status::Invalid)?;
-        state.check_core(core)?;
-        if neff.is_null() || core_count != -1 {
-            return Err(state.misuse("nrt_load: arguments", Status::Invalid));
-        }
-        // SAFETY: bytes of the caller, as many as told.
-        let neff = unsafe { std::slice::from_raw_parts(neff.cast::<u8>(), size) };
-        let number = state.load(neff, core)?;
-        // SAFETY: a pointer of the caller.
-        unsafe { put(model, state::pointer(number)) }
-    })
+    // SAFETY: by the contract of the caller.
+    call("nrt_load", |state| unsafe { load(state, neff, size, core, core_count, Rank::ALONE, model) })
+}
+
+/// Compiles and keeps a program for one of several ranks, which execute it together.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nrt_load_collectives(
+    neff: *const c_void,
+    size: usize,
+    core: i32,
+    core_count: i32,
+    rank: u32,
+    rank_count: u32,
+    model: *mut *mut abi::Model,
+) -> i32 {
+    let rank = Rank { index: rank as usize, count: rank_count as usize };
+    // SAFETY: by the contract of the caller.
+    call("nrt_load_collectives", |state| unsafe { load(state, neff, size, core, core_count, rank, model) })
+}
+
+/// # Safety
+/// As many bytes at `neff` as told, and a place for a pointer at `model`, or null.
+unsafe fn load(
+    state: &mut State,
+    neff: *const c_void,
+    size: usize,
+    core: i32,
+    core_count: i32,
+    rank: Rank,
+    model: *mut *mut abi::Model,
+) -> Done {
+    let core = u32::try_from(core).map_err(|_| Status::Invalid)?;
+    state.check_core(core)?;
+    if neff.is_null() || core_count != -1 || rank.index >= rank.count {
+        return Err(state.misuse("nrt_load: arguments", Status::Invalid));
+    }
+    // SAFETY: by the contract above.
+    let neff = unsafe { std::slice::from_raw_parts(neff.cast::<u8>(), size) };
+    let number = state.load(neff, core, rank)?;
+    // SAFETY: by the contract above.
+    unsafe { put(model, state::pointer(number)) }
 }
 
 /// Forgets a program.
@@ -206,7 +239,7 @@ pub unsafe extern "C" fn nrt_get_model_tensor_info(
     infos: *mut *mut abi::TensorInfos,
 ) -> i32 {
     call("nrt_get_model_tensor_info", |state| {
-        let told = state.model(state::number(model))?.compiled.infos();
+        let told = state.model(state::number(model))?.ranks.compiled.infos();
         let address = told.address();
         state.infos.insert(address as usize, told);
         // SAFETY: a pointer of the caller.

@@ -9,21 +9,23 @@ use samebits_neuron::{
     Neff,
     abi::{self, NAME_BYTES, Status, TensorInfo, USAGE_INPUT, USAGE_OUTPUT},
 };
-use samebits_pjrt::{Executable, PjrtDevice};
+use samebits_pjrt::{Buffer, Executable, PjrtDevice};
 use samebits_tensor::{DType, HostTensor};
 
-use crate::{Done, state::said};
+use crate::{Done, ranks::Ranks, state::said};
 
 /// A program that is loaded on a core.
 pub(crate) struct Program {
     pub(crate) core: u32,
-    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) rank: usize,
+    /// Those who run it together; one alone where it is no program of ranks.
+    pub(crate) ranks: Arc<Ranks>,
 }
 
 /// A program, compiled for the CPU.
 pub(crate) struct Compiled {
     pub(crate) interface: Interface,
-    device: Arc<PjrtDevice>,
+    device: PjrtDevice,
     executable: Executable,
     checks: Vec<Check>,
 }
@@ -35,15 +37,21 @@ struct Check {
 }
 
 /// How an execution ended, if not with the outputs' bytes.
+#[derive(Clone)]
 pub(crate) enum Failed {
     /// An index was out of range.
     OutOfBounds(String),
     /// The plugin failed.
     Plugin(DeviceError),
+    /// Other ranks did not come.
+    Timeout,
 }
 
+/// What an execution left in the outputs of a rank.
+pub(crate) type Outcome = Result<Vec<Vec<u8>>, Failed>;
+
 impl Compiled {
-    pub(crate) fn new(device: Arc<PjrtDevice>, neff: &[u8]) -> Done<Self> {
+    pub(crate) fn new(device: PjrtDevice, neff: &[u8]) -> Done<Self> {
         let neff = Neff::parse(neff).map_err(|why| said("nrt_load", &why, Status::UnsupportedNeff))?;
         let module = HloModule::decode(neff.archive);
         let mut module = module.map_err(|why| said("nrt_load", &why, Status::UnsupportedNeff))?;
@@ -56,16 +64,30 @@ impl Compiled {
         Ok(Compiled { interface, device, executable, checks })
     }
 
-    /// Runs it on the bytes of each input. Returns those of each output.
-    pub(crate) fn run(&self, inputs: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, Failed> {
-        let upload = |(input, bytes): (&Binding, Vec<u8>)| {
-            let host = HostTensor::new(input.shape.clone(), input.dtype, bytes.into());
-            self.device.upload(0, &host.expect("bytes of the input's size"))
+    /// Runs it on the bytes of each input of each rank. Returns those of each output of each rank.
+    pub(crate) fn run(&self, inputs: Vec<Vec<Vec<u8>>>) -> Vec<Outcome> {
+        let ranks = inputs.len();
+        match self.start(inputs) {
+            Ok(outputs) => outputs.iter().map(|outputs| self.finish(outputs)).collect(),
+            Err(error) => vec![Err(Failed::Plugin(error)); ranks],
+        }
+    }
+
+    fn start(&self, inputs: Vec<Vec<Vec<u8>>>) -> Result<Vec<Vec<Buffer>>, DeviceError> {
+        let of_rank = |(rank, inputs): (usize, Vec<Vec<u8>>)| {
+            let upload = |(input, bytes): (&Binding, Vec<u8>)| {
+                let host = HostTensor::new(input.shape.clone(), input.dtype, bytes.into());
+                self.device.upload(rank, &host.expect("bytes of the input's size"))
+            };
+            self.interface.inputs.iter().zip(inputs).map(upload).collect()
         };
-        let inputs: Result<Vec<_>, _> = self.interface.inputs.iter().zip(inputs).map(upload).collect();
-        let inputs = inputs.map_err(Failed::Plugin)?;
-        let arguments = inputs.iter().map(Argument::Kept).collect();
-        let outputs = self.device.run(&self.executable, vec![arguments]).map_err(Failed::Plugin)?.remove(0);
+        let inputs: Vec<Vec<Buffer>> =
+            inputs.into_iter().enumerate().map(of_rank).collect::<Result<_, DeviceError>>()?;
+        let arguments = inputs.iter().map(|inputs| inputs.iter().map(Argument::Kept).collect()).collect();
+        self.device.run(&self.executable, arguments)
+    }
+
+    fn finish(&self, outputs: &[Buffer]) -> Outcome {
         let sizes = self.interface.outputs.iter().map(Binding::bytes);
         let sizes = sizes.chain(self.checks.iter().map(|check| check.count * DType::I32.size()));
         let download = |(output, size)| {

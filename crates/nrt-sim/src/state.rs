@@ -2,15 +2,18 @@ use std::{
     collections::{HashMap, HashSet},
     env, ptr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use samebits_neuron::abi::Status;
-use samebits_pjrt::{PjrtDevice, Plugin, testing};
+use samebits_pjrt::{Client, PjrtDevice, PjrtError, Plugin, Value, testing};
+use samebits_tensor::Rank;
 
 use crate::{
     Done,
     faults::Faults,
     program::{Compiled, Infos, Program},
+    ranks::Ranks,
 };
 
 /// Cores of the machine that is stood in for.
@@ -21,8 +24,11 @@ pub(crate) struct State {
     pub(crate) tensors: HashMap<usize, Tensor>,
     pub(crate) sets: HashMap<usize, HashMap<String, usize>>,
     pub(crate) models: HashMap<usize, Arc<Program>>,
-    /// What was compiled so far, by hashes of NEFFs: compiling takes the most time of a test.
-    compiled: HashMap<blake3::Hash, Arc<Compiled>>,
+    /// What was compiled so far, by hashes of NEFFs and numbers of ranks: compiling takes the most time of a test.
+    compiled: HashMap<(blake3::Hash, usize), Arc<Compiled>>,
+    /// Those who load a program of ranks and are not complete, by the same.
+    joining: HashMap<(blake3::Hash, usize), Arc<Ranks>>,
+    patience: Duration,
     pub(crate) infos: HashMap<usize, Infos>,
     pub(crate) faults: Faults,
     pub(crate) misuses: u64,
@@ -33,7 +39,7 @@ pub(crate) struct State {
     pub(crate) running: HashMap<u32, usize>,
     /// Cores that do nothing more.
     pub(crate) dead: HashSet<u32>,
-    device: Option<Arc<PjrtDevice>>,
+    client: Option<Client>,
     phase: Phase,
     next: usize,
 }
@@ -68,6 +74,8 @@ impl State {
             sets: HashMap::new(),
             models: HashMap::new(),
             compiled: HashMap::new(),
+            joining: HashMap::new(),
+            patience: Duration::from_millis(number("NRT_SIM_PATIENCE_MS").unwrap_or(5000)),
             infos: HashMap::new(),
             faults: faults(),
             misuses: 0,
@@ -76,7 +84,7 @@ impl State {
             queue_depth: number("NRT_SIM_QUEUE_DEPTH").unwrap_or(1) as usize,
             running: HashMap::new(),
             dead: HashSet::new(),
-            device: None,
+            client: None,
             phase: Phase::New,
             next: 1,
         }
@@ -104,17 +112,17 @@ impl State {
         self.phase = Phase::Closed;
     }
 
-    /// The device that programs really run on, opened when the first is loaded.
-    pub(crate) fn device(&mut self) -> Done<Arc<PjrtDevice>> {
-        if let Some(device) = &self.device {
-            return Ok(device.clone());
-        }
-        let named = env::var_os("NRT_SIM_PLUGIN").filter(|path| !path.is_empty());
-        let path = named.map_or_else(testing::cpu_plugin, Into::into);
-        let device = Plugin::open(path).and_then(|plugin| plugin.client(&[]));
-        let device = device.and_then(|client| PjrtDevice::new(client, 0));
-        let device = Arc::new(device.map_err(|error| said("no device", &error, Status::Failure))?);
-        Ok(self.device.insert(device).clone())
+    /// The device that programs of so many ranks really run on. The plugin is opened when the first is loaded.
+    fn device(&mut self, ranks: usize) -> Done<PjrtDevice> {
+        let failed = |error| said("no device", &error, Status::Failure);
+        let client = match &self.client {
+            Some(client) => client,
+            None => self.client.insert(client().map_err(failed)?),
+        };
+        PjrtDevice::group(client.clone(), 0..ranks).map_err(|error| match error {
+            PjrtError::Device { .. } => Status::NotEnoughCores,
+            error => failed(error),
+        })
     }
 
     /// A number that nothing had before, so that what is gone is not taken for something new.
@@ -158,19 +166,30 @@ impl State {
         found.ok_or_else(|| self.misuse("a program that is not loaded", Status::InvalidHandle))
     }
 
-    pub(crate) fn load(&mut self, neff: &[u8], core: u32) -> Done<usize> {
-        let compiled = self.compiled(neff)?;
+    pub(crate) fn load(&mut self, neff: &[u8], core: u32, rank: Rank) -> Done<usize> {
+        let ranks = self.ranks(neff, rank)?;
         let number = self.fresh();
-        self.models.insert(number, Arc::new(Program { core, compiled }));
+        self.models.insert(number, Arc::new(Program { core, rank: rank.index, ranks }));
         Ok(number)
     }
 
-    fn compiled(&mut self, neff: &[u8]) -> Done<Arc<Compiled>> {
-        let key = blake3::hash(neff);
+    /// Those who load the same program, with this rank among them.
+    fn ranks(&mut self, neff: &[u8], rank: Rank) -> Done<Arc<Ranks>> {
+        let key = (blake3::hash(neff), rank.count);
+        if let Some(ranks) = self.joining.get(&key).filter(|ranks| ranks.join(rank.index)) {
+            return Ok(ranks.clone());
+        }
+        let ranks = Arc::new(Ranks::new(self.compiled(neff, key)?, rank.count, self.patience));
+        ranks.join(rank.index);
+        self.joining.insert(key, ranks.clone());
+        Ok(ranks)
+    }
+
+    fn compiled(&mut self, neff: &[u8], key: (blake3::Hash, usize)) -> Done<Arc<Compiled>> {
         if let Some(known) = self.compiled.get(&key) {
             return Ok(known.clone());
         }
-        let compiled = Arc::new(Compiled::new(self.device()?, neff)?);
+        let compiled = Arc::new(Compiled::new(self.device(key.1)?, neff)?);
         Ok(self.compiled.entry(key).or_insert(compiled).clone())
     }
 
@@ -185,6 +204,15 @@ impl State {
 pub(crate) fn said(what: &str, why: &dyn std::fmt::Display, status: Status) -> Status {
     eprintln!("nrt-sim: {what}: {why} ({status})");
     status
+}
+
+/// Devices that stand in for cores that run a program together.
+const MOST_RANKS: i64 = 8;
+
+fn client() -> Result<Client, PjrtError> {
+    let named = env::var_os("NRT_SIM_PLUGIN").filter(|path| !path.is_empty());
+    let path = named.map_or_else(testing::cpu_plugin, Into::into);
+    Plugin::open(path)?.client(&[("cpu_device_count", Value::Int64(MOST_RANKS))])
 }
 
 pub(crate) fn pointer<T>(number: usize) -> *mut T {

@@ -5,7 +5,7 @@ use std::{
     env,
     ffi::{CString, c_char},
     fs,
-    ops::Deref,
+    ops::{Deref, Range},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -36,6 +36,11 @@ pub(crate) fn compiler() -> Compiler {
 
 pub(crate) fn device(core: u32) -> NeuronDevice {
     NeuronDevice::open(runtime(), core, compiler()).unwrap()
+}
+
+/// Cores that share each layer.
+pub(crate) fn group(cores: Range<u32>) -> NeuronDevice {
+    NeuronDevice::group(runtime(), cores, compiler()).unwrap()
 }
 
 /// An executable script at `path`.
