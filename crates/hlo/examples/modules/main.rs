@@ -1,0 +1,164 @@
+//! Writes modules for another engine to run, each with its arguments and the results that the CPU backend has for them:
+//! cases of the conformance suite, and the parts of small models.
+//!
+//! ```sh
+//! cargo run --release -p samebits-hlo --example modules -- /tmp/modules
+//! ```
+//!
+//! `manifest.json` lists the modules. `NUMBER.hlo.pb` is a binary `HloModuleProto`; `NUMBER.safetensors` holds `parameter.N` and
+//! `output.N`, in the order of the module's parameters and results. A scalar has no dimensions, and `BOOL` is `pred`.
+
+mod parts;
+mod text;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use safetensors::{Dtype, tensor::TensorView};
+use samebits_conformance::Group;
+use samebits_cpu::Cpu;
+use samebits_graph::{Graph, Op};
+use samebits_hlo::{Options, Program, Source, lower};
+use samebits_tensor::{Backend, DType, HostTensor, contract::NUMERICS_VERSION};
+use serde_json::{Value, json};
+
+use text::{Suite, Text};
+
+#[derive(Parser)]
+struct Args {
+    /// Where to; made if it is not there, and must be empty.
+    directory: PathBuf,
+    /// Takes every so many-th case of each operation, the first among them.
+    #[arg(long, default_value_t = 1)]
+    stride: usize,
+    /// Leaves out modules that compute more elements than this, products among them.
+    #[arg(long, default_value_t = 300_000)]
+    work_max: usize,
+    /// Takes every part of the small models, whatever they compute.
+    #[arg(long)]
+    models: bool,
+    /// Lowers as for neuronx-cc: dots of bf16, named tensors.
+    #[arg(long)]
+    neuron: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let mut export = Export::new(args.directory, args.work_max, args.neuron)?;
+    for &group in Group::ALL {
+        let before = export.modules.len();
+        for check in group.checks().into_iter().step_by(args.stride.max(1)) {
+            check.cases().try_for_each(|case| export.write(group.name(), &Suite(case)))?;
+        }
+        ensure!(export.modules.len() > before, "{}: no case is within --work-max", group.name());
+    }
+    if args.models {
+        export.work_max = usize::MAX;
+        parts::NAMES.into_iter().try_for_each(|name| parts::each(name, |part| export.write("model", part)))?;
+    }
+    export.finish()
+}
+
+struct Export {
+    directory: PathBuf,
+    work_max: usize,
+    neuron: bool,
+    cpu: Cpu,
+    modules: Vec<Value>,
+    left_out: usize,
+}
+
+impl Export {
+    fn new(directory: PathBuf, work_max: usize, neuron: bool) -> Result<Self> {
+        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        let is_empty = fs::read_dir(&directory)?.next().is_none();
+        ensure!(is_empty, "{}: is not empty; name another directory", directory.display());
+        Ok(Export { directory, work_max, neuron, cpu: Cpu::new()?, modules: Vec::new(), left_out: 0 })
+    }
+
+    /// Writes a text's module, or counts it as left out.
+    fn write(&mut self, group: &str, text: &impl Text) -> Result<()> {
+        let graph = text.record().with_context(|| text.name())?;
+        let work = work(&graph);
+        if work > self.work_max {
+            self.left_out += 1;
+            return Ok(());
+        }
+        let options = if self.neuron { Options::neuron(text.name()) } else { Options::new(text.name()) };
+        let program = lower(&graph, &options);
+        let expected = text.run(&self.cpu).with_context(|| text.name())?;
+
+        let file = format!("{:04}", self.modules.len());
+        let path = |suffix: &str| self.directory.join(format!("{file}.{suffix}"));
+        fs::write(path("hlo.pb"), program.bytes())?;
+        write_tensors(&path("safetensors"), &arguments(&program, &graph, &text.inputs())?, &expected)?;
+        self.modules.push(json!({
+            "file": file,
+            "name": text.name(),
+            "group": group,
+            "work": work,
+            "zero_sign_is_open": text.zero_sign_is_open(),
+        }));
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        let (count, left_out) = (self.modules.len(), self.left_out);
+        let manifest = json!({
+            "numerics_version": NUMERICS_VERSION,
+            "expected_from": self.cpu.capabilities().device,
+            "lowered_for": if self.neuron { "neuronx-cc" } else { "plugins" },
+            "work_max": self.work_max,
+            "left_out": left_out,
+            "modules": self.modules,
+        });
+        fs::write(self.directory.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
+        println!("{count} modules in {}, {left_out} left out for their work", self.directory.display());
+        Ok(())
+    }
+}
+
+/// Elements that a graph computes, and products that it sums.
+fn work(graph: &Graph) -> usize {
+    let of = |node: &samebits_graph::Node| match node.op {
+        Op::MatmulExact => node.shape.elements() * graph.node(node.operands[0]).shape.dims()[2],
+        Op::Input(_) | Op::Constant(_) => 0,
+        _ => node.shape.elements(),
+    };
+    graph.nodes().iter().map(of).sum()
+}
+
+/// The value of each parameter.
+fn arguments(program: &Program, graph: &Graph, inputs: &[HostTensor]) -> Result<Vec<HostTensor>> {
+    let value = |source| match source {
+        Source::Input(index) => Ok(inputs[index].clone()),
+        Source::Constant(index) => graph.constants()[index].value.clone().context("a constant without a value"),
+        Source::Zero => Ok(HostTensor::of([], &[0i32])?),
+    };
+    program.parameters.iter().map(|parameter| value(parameter.source)).collect()
+}
+
+fn write_tensors(path: &Path, parameters: &[HostTensor], outputs: &[HostTensor]) -> Result<()> {
+    let named = |kind: &'static str| move |(i, x)| Ok((format!("{kind}.{i}"), view(x)?));
+    let parameters = parameters.iter().enumerate().map(named("parameter"));
+    let tensors = parameters.chain(outputs.iter().enumerate().map(named("output")));
+    let tensors: Vec<(String, TensorView<'_>)> = tensors.collect::<Result<_>>()?;
+    safetensors::serialize_to_file(tensors, None, path).with_context(|| path.display().to_string())
+}
+
+fn view(x: &HostTensor) -> Result<TensorView<'_>> {
+    let dtype = match x.dtype() {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I8 => Dtype::I8,
+        DType::U8 => Dtype::U8,
+        DType::I32 => Dtype::I32,
+        DType::Bool => Dtype::BOOL,
+    };
+    Ok(TensorView::new(dtype, x.shape().dims().to_vec(), x.bytes())?)
+}
