@@ -1,58 +1,51 @@
 #!/usr/bin/env python3
-"""Runs exported modules in the reference interpreter of StableHLO, and compares its results with those of the CPU backend.
+"""Runs exported modules in an engine that is neither ours nor XLA, and compares its results with those of the CPU backend.
 
     cargo run --release -p samebits-hlo --example modules -- /tmp/modules --models
     pip install -r tests/second_engine/requirements.txt
     python tests/second_engine/run.py /tmp/modules
 
-The interpreter is the StableHLO project's own: it walks a program operation by operation, and computes floats in software
-(LLVM's APFloat). jaxlib carries it, and what translates HLO to StableHLO.
-
-What is asked for is the same bits, so the tolerance is zero. A NaN equals any NaN; the sign of a zero is open where the contract
-leaves it open. Exits with 1 where a result differs, 2 where a module could not be run.
+The same bits are asked for, so there is no tolerance. A NaN equals any NaN; the sign of a zero is open where the contract
+leaves it open. Exits with 1 where a result differs, with 2 where a module could not be run.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import Pool
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import ml_dtypes
 import numpy as np
 import safetensors
-from jaxlib import _jax
-from jaxlib.mlir import ir
-from jaxlib.mlir._mlir_libs import _jax_mlir_ext
-from jaxlib.mlir.dialects import stablehlo
+
+from engines import BF16, ENGINES, SKIPS
 
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": BF16,
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
     "I32": np.dtype(np.int32),
     "BOOL": np.dtype(np.bool_),
 }
 
-
 def main():
     options = parse()
     manifest = json.loads((options.directory / "manifest.json").read_text())
     modules = [module for module in manifest["modules"] if options.only in module["name"]]
-    tasks = [(options.directory, module) for module in modules]
+    skipped = {module["name"]: reason_to_skip(options.engine, module["name"]) for module in modules}
+    skipped = {name: reason for name, reason in skipped.items() if reason}
+    tasks = [module for module in modules if module["name"] not in skipped]
     start = time.monotonic()
-    with Pool(options.jobs, initializer=open_interpreter) as pool:
-        results = list(pool.imap_unordered(check, tasks, chunksize=4))
-    seconds = time.monotonic() - start
-    results.sort(key=lambda result: result.file)
-    report = Report(manifest, results, seconds)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda module: check_apart(options, module), tasks))
+    report = Report(options, manifest, results, skipped, time.monotonic() - start)
     print(json.dumps(report.as_json(), indent=1) if options.json else report.as_text())
     return report.status()
 
@@ -60,6 +53,7 @@ def main():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", type=Path, help="what the example `modules` wrote")
+    parser.add_argument("--engine", choices=ENGINES, default="interpreter", help="StableHLO's interpreter, or IREE")
     parser.add_argument("--only", default="", metavar="TEXT", help="modules whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="modules at a time")
     parser.add_argument("--json", action="store_true", help="a line for each module, and the sums")
@@ -73,21 +67,45 @@ class Result:
     file: str
     name: str
     group: str
-    seconds: float
+    seconds: float = 0.0
     elements: int = 0
     differing: int = 0
     largest_difference: float = 0.0
     detail: str = ""
     error: str = ""
 
+    @staticmethod
+    def of(module, error=""):
+        return Result(module["file"], module["name"], module["group"], error=error)
 
-def check(task):
-    directory, module = task
-    result = Result(module["file"], module["name"], module["group"], 0.0)
+
+def reason_to_skip(engine, name):
+    return next((reason for pattern, reason in SKIPS[engine].items() if fnmatchcase(name, pattern)), None)
+
+
+def check_apart(options, module):
+    """The check in a process of its own: what an engine does not take, it may answer with an abort."""
+    processes = multiprocessing.get_context("fork")
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=lambda: sender.send(check(options, module)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return Result.of(module, error=f"the engine ended with {process.exitcode}")
+    finally:
+        process.join()
+
+
+def check(options, module):
+    result = Result.of(module)
+    path = options.directory / module["file"]
     start = time.monotonic()
     try:
-        parameters, expected = load(directory / f"{module['file']}.safetensors")
-        found = interpret((directory / f"{module['file']}.hlo.pb").read_bytes(), parameters)
+        parameters, expected = load(path.with_suffix(".safetensors"))
+        found = ENGINES[options.engine](path.with_suffix(".hlo.pb").read_bytes(), parameters)
         compare(result, expected, found, module["zero_sign_is_open"])
     except Exception as error:  # One module that cannot be run must not hide the others.
         result.error = f"{type(error).__name__}: {error}"
@@ -103,48 +121,6 @@ def load(path):
         value = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
         tensors[kind][int(index)] = value
     return ([of[i] for i in range(len(of))] for of in tensors.values())
-
-
-def open_interpreter():
-    global CONTEXT
-    CONTEXT = ir.Context()
-    registry = ir.DialectRegistry()
-    _jax_mlir_ext.register_dialects(registry)
-    CONTEXT.append_dialect_registry(registry)
-    CONTEXT.load_all_available_dialects()
-    stablehlo.register_dialect(CONTEXT)
-    stablehlo.register_interpreter_dialect(CONTEXT)
-
-
-def interpret(hlo, parameters):
-    with CONTEXT, ir.Location.unknown():
-        module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
-        results = stablehlo.eval_module(module, [attribute(value) for value in parameters])
-        return [array(result) for result in results]
-
-
-def attribute(value):
-    """An array as MLIR's constant, with its very bits."""
-    if value.dtype == DTYPES["BF16"]:
-        return ir.DenseElementsAttr.get(value.view(np.uint16), type=ir.BF16Type.get(), shape=value.shape)
-    if value.dtype == DTYPES["U8"]:
-        return ir.DenseElementsAttr.get(value, type=ir.IntegerType.get_unsigned(8), shape=value.shape)
-    return ir.DenseElementsAttr.get(value, shape=value.shape)
-
-
-def array(attribute):
-    """MLIR's constant as an array. NumPy takes no bf16 from it, so such a value is taken as its bits."""
-    shaped = ir.ShapedType(attribute.type)
-    if not isinstance(shaped.element_type, ir.BF16Type):
-        return np.array(attribute)
-    dims = "x".join(str(extent) for extent in [*shaped.shape, ""])
-    module = ir.Module.parse(
-        f"func.func @main(%x: tensor<{dims}bf16>) -> tensor<{dims}i16> {{"
-        f" %bits = stablehlo.bitcast_convert %x : (tensor<{dims}bf16>) -> tensor<{dims}i16>"
-        f" return %bits : tensor<{dims}i16> }}"
-    )
-    (bits,) = stablehlo.eval_module(module, [attribute])
-    return np.array(bits).view(DTYPES["BF16"])
 
 
 def compare(result, expected, found, zero_sign_is_open):
@@ -171,7 +147,7 @@ def compare(result, expected, found, zero_sign_is_open):
 
 def bits(value, zero_sign_is_open):
     words = value.view(np.dtype(f"u{value.dtype.itemsize}")).copy()
-    if value.dtype in (DTYPES["F32"], DTYPES["F16"], DTYPES["BF16"]):
+    if value.dtype in (np.float32, np.float16, BF16):
         words[np.isnan(value)] = np.iinfo(words.dtype).max
         if zero_sign_is_open:
             words[value == 0] = 0
@@ -180,8 +156,10 @@ def bits(value, zero_sign_is_open):
 
 @dataclass
 class Report:
+    options: argparse.Namespace
     manifest: dict
     results: list
+    skipped: dict
     seconds: float
 
     def status(self):
@@ -190,32 +168,46 @@ class Report:
         return 1 if any(result.differing for result in self.results) else 0
 
     def as_text(self):
-        head = f"{'':20}{'modules':>8}{'same bits':>11}{'differ':>8}{'failed':>8}{'elements':>10}{'largest':>12}{'seconds':>9}"
-        groups = list(dict.fromkeys(result.group for result in self.results))
-        rows = [self.row(group, [it for it in self.results if it.group == group]) for group in groups]
-        lines = [head, *rows, self.row("all", self.results), *self.complaints()]
-        made = f"{self.manifest['expected_from']}, lowered for {self.manifest['lowered_for']}"
-        lines.append(f"expected: {made}; {self.manifest['left_out']} cases left out for their size; {self.seconds:.0f} s")
-        return "\n".join(lines)
+        left_out = {} if self.options.only else self.manifest["left_out"]
+        groups = dict.fromkeys([*(result.group for result in self.results), *left_out])
+        rows = [
+            row(group, [it for it in self.results if it.group == group], left_out.get(group, 0))
+            for group in groups
+        ]
+        everything = row("all", self.results, sum(left_out.values()))
+        return "\n".join([HEAD, *rows, everything, *self.remarks()])
 
-    def row(self, name, results):
-        sums = summary(results)
-        return (
-            f"{name:20}{sums['modules']:8}{sums['same_bits']:11}{sums['differ']:8}{sums['failed']:8}"
-            f"{sums['elements']:10}{sums['largest_difference']:12.3g}{sums['seconds']:9.1f}"
-        )
-
-    def complaints(self):
+    def remarks(self):
+        for name, reason in self.skipped.items():
+            yield f"skipped {name}: {reason}"
         for result in self.results:
             if result.error:
                 yield f"{result.file} {result.name}: {result.error.splitlines()[0]}"
             elif result.differing:
                 yield f"{result.file} {result.name}: {result.differing} of {result.elements} differ; {result.detail}"
+        made = f"{self.manifest['expected_from']}, modules lowered for {self.manifest['lowered_for']}"
+        work = f"left out is what computes more than {self.manifest['work_max']} elements"
+        yield f"engine {self.options.engine}; expected from {made}; {work}; {self.seconds:.0f} s"
 
     def as_json(self):
         made = {key: value for key, value in self.manifest.items() if key != "modules"}
         modules = [asdict(result) for result in self.results]
-        return {**made, **summary(self.results), "wall_seconds": self.seconds, "modules": modules}
+        sums = {**summary(self.results), "skipped": self.skipped, "wall_seconds": self.seconds}
+        return {"engine": self.options.engine, **made, **sums, "modules": modules}
+
+
+HEAD = (
+    f"{'':20}{'modules':>8}{'same bits':>11}{'differ':>8}{'failed':>8}{'left out':>10}"
+    f"{'elements':>10}{'largest':>10}{'seconds':>9}"
+)
+
+
+def row(name, results, left_out):
+    sums = summary(results)
+    return (
+        f"{name:20}{sums['modules']:8}{sums['same_bits']:11}{sums['differ']:8}{sums['failed']:8}{left_out:10}"
+        f"{sums['elements']:10}{sums['largest_difference']:10.3g}{sums['seconds']:9.1f}"
+    )
 
 
 def summary(results):

@@ -12,6 +12,7 @@ mod parts;
 mod text;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -19,7 +20,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use safetensors::{Dtype, tensor::TensorView};
-use samebits_conformance::Group;
+use samebits_conformance::{Check, Group};
 use samebits_cpu::Cpu;
 use samebits_graph::{Graph, Op};
 use samebits_hlo::{Options, Program, Source, lower};
@@ -30,7 +31,7 @@ use text::{Suite, Text};
 
 #[derive(Parser)]
 struct Args {
-    /// Where to; made if it is not there, and must be empty.
+    /// Where to: a directory that is empty, or not there yet.
     directory: PathBuf,
     /// Takes every so many-th case of each operation, the first among them.
     #[arg(long, default_value_t = 1)]
@@ -49,16 +50,12 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let mut export = Export::new(args.directory, args.work_max, args.neuron)?;
-    for &group in Group::ALL {
-        let before = export.modules.len();
-        for check in group.checks().into_iter().step_by(args.stride.max(1)) {
-            check.cases().try_for_each(|case| export.write(group.name(), &Suite(case)))?;
-        }
-        ensure!(export.modules.len() > before, "{}: no case is within --work-max", group.name());
-    }
+    Group::ALL.iter().try_for_each(|&group| export.group(group, args.stride))?;
     if args.models {
         export.work_max = usize::MAX;
-        parts::NAMES.into_iter().try_for_each(|name| parts::each(name, |part| export.write("model", part)))?;
+        parts::NAMES
+            .into_iter()
+            .try_for_each(|name| parts::each(name, |part| export.write("model", part)))?;
     }
     export.finish()
 }
@@ -69,7 +66,8 @@ struct Export {
     neuron: bool,
     cpu: Cpu,
     modules: Vec<Value>,
-    left_out: usize,
+    /// Cases by group.
+    left_out: BTreeMap<String, usize>,
 }
 
 impl Export {
@@ -77,7 +75,20 @@ impl Export {
         fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
         let is_empty = fs::read_dir(&directory)?.next().is_none();
         ensure!(is_empty, "{}: is not empty; name another directory", directory.display());
-        Ok(Export { directory, work_max, neuron, cpu: Cpu::new()?, modules: Vec::new(), left_out: 0 })
+        let (modules, left_out) = Default::default();
+        Ok(Export { directory, work_max, neuron, cpu: Cpu::new()?, modules, left_out })
+    }
+
+    /// Writes the modules of a group; each operation must have one.
+    fn group(&mut self, group: Group, stride: usize) -> Result<()> {
+        let (before, checks) = (self.modules.len(), group.checks());
+        for check in checks.iter().step_by(stride.max(1)) {
+            check.cases().try_for_each(|case| self.write(group.name(), &Suite(case)))?;
+        }
+        let is_operation = checks.iter().any(|check| matches!(check, Check::Reference(_)));
+        let is_absent = is_operation && self.modules.len() == before;
+        ensure!(!is_absent, "{}: no case is within --work-max", group.name());
+        Ok(())
     }
 
     /// Writes a text's module, or counts it as left out.
@@ -85,7 +96,7 @@ impl Export {
         let graph = text.record().with_context(|| text.name())?;
         let work = work(&graph);
         if work > self.work_max {
-            self.left_out += 1;
+            *self.left_out.entry(group.into()).or_default() += 1;
             return Ok(());
         }
         let options = if self.neuron { Options::neuron(text.name()) } else { Options::new(text.name()) };
@@ -107,13 +118,13 @@ impl Export {
     }
 
     fn finish(self) -> Result<()> {
-        let (count, left_out) = (self.modules.len(), self.left_out);
+        let (count, left_out) = (self.modules.len(), self.left_out.values().sum::<usize>());
         let manifest = json!({
             "numerics_version": NUMERICS_VERSION,
             "expected_from": self.cpu.capabilities().device,
             "lowered_for": if self.neuron { "neuronx-cc" } else { "plugins" },
             "work_max": self.work_max,
-            "left_out": left_out,
+            "left_out": self.left_out,
             "modules": self.modules,
         });
         fs::write(self.directory.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
@@ -136,7 +147,9 @@ fn work(graph: &Graph) -> usize {
 fn arguments(program: &Program, graph: &Graph, inputs: &[HostTensor]) -> Result<Vec<HostTensor>> {
     let value = |source| match source {
         Source::Input(index) => Ok(inputs[index].clone()),
-        Source::Constant(index) => graph.constants()[index].value.clone().context("a constant without a value"),
+        Source::Constant(index) => {
+            graph.constants()[index].value.clone().context("a constant without a value")
+        }
         Source::Zero => Ok(HostTensor::of([], &[0i32])?),
     };
     program.parameters.iter().map(|parameter| value(parameter.source)).collect()
