@@ -27,6 +27,7 @@ use samebits_hlo::{Options, Program, Source, lower};
 use samebits_tensor::{Backend, DType, HostTensor, contract::NUMERICS_VERSION};
 use serde_json::{Value, json};
 
+use parts::Part;
 use text::{Suite, Text};
 
 #[derive(Parser)]
@@ -52,16 +53,15 @@ fn main() -> Result<()> {
     let mut export = Export::new(args.directory, args.work_max, args.neuron)?;
     Group::ALL.iter().try_for_each(|&group| export.group(group, args.stride))?;
     if args.models {
-        export.work_max = usize::MAX;
-        parts::NAMES
-            .into_iter()
-            .try_for_each(|name| parts::each(name, |part| export.write("model", part)))?;
+        let mut write = |part: &Part<'_>| export.write("model", part, &part.record()?);
+        parts::NAMES.into_iter().try_for_each(|name| parts::each(name, &mut write))?;
     }
     export.finish()
 }
 
 struct Export {
     directory: PathBuf,
+    /// Elements that a case may compute.
     work_max: usize,
     neuron: bool,
     cpu: Cpu,
@@ -79,11 +79,17 @@ impl Export {
         Ok(Export { directory, work_max, neuron, cpu: Cpu::new()?, modules, left_out })
     }
 
-    /// Writes the modules of a group; each operation must have one.
+    /// Writes the modules of a group that are small enough; each operation must have one.
     fn group(&mut self, group: Group, stride: usize) -> Result<()> {
         let (before, checks) = (self.modules.len(), group.checks());
-        for check in checks.iter().step_by(stride.max(1)) {
-            check.cases().try_for_each(|case| self.write(group.name(), &Suite(case)))?;
+        let cases = checks.iter().step_by(stride.max(1)).flat_map(Check::cases);
+        for text in cases.map(Suite) {
+            let graph = text.record().with_context(|| text.name())?;
+            if work(&graph) <= self.work_max {
+                self.write(group.name(), &text, &graph)?;
+            } else {
+                *self.left_out.entry(group.name().into()).or_default() += 1;
+            }
         }
         let is_operation = checks.iter().any(|check| matches!(check, Check::Reference(_)));
         let is_absent = is_operation && self.modules.len() == before;
@@ -91,27 +97,21 @@ impl Export {
         Ok(())
     }
 
-    /// Writes a text's module, or counts it as left out.
-    fn write(&mut self, group: &str, text: &impl Text) -> Result<()> {
-        let graph = text.record().with_context(|| text.name())?;
-        let work = work(&graph);
-        if work > self.work_max {
-            *self.left_out.entry(group.into()).or_default() += 1;
-            return Ok(());
-        }
+    /// Writes a text's module, arguments and results.
+    fn write(&mut self, group: &str, text: &impl Text, graph: &Graph) -> Result<()> {
         let options = if self.neuron { Options::neuron(text.name()) } else { Options::new(text.name()) };
-        let program = lower(&graph, &options);
+        let program = lower(graph, &options);
         let expected = text.run(&self.cpu).with_context(|| text.name())?;
 
         let file = format!("{:04}", self.modules.len());
         let path = |suffix: &str| self.directory.join(format!("{file}.{suffix}"));
         fs::write(path("hlo.pb"), program.bytes())?;
-        write_tensors(&path("safetensors"), &arguments(&program, &graph, &text.inputs())?, &expected)?;
+        write_tensors(&path("safetensors"), &arguments(&program, graph, &text.inputs())?, &expected)?;
         self.modules.push(json!({
             "file": file,
             "name": text.name(),
             "group": group,
-            "work": work,
+            "work": work(graph),
             "zero_sign_is_open": text.zero_sign_is_open(),
         }));
         Ok(())
