@@ -40,10 +40,21 @@ def iree(hlo, parameters):
 
 ENGINES = {"interpreter": interpreter, "iree": iree}
 
+# IREE 3.13 computes a dot of u8 and s8, both converted to floats, as if both were signed: 255 counts as -1.
+# `convert ui8 -> f32` into `dot_general` with `convert i8 -> f32` shows it; the interpreter and XLA agree with the CPU.
+UNSIGNED = "reads an unsigned operand of a dot as a signed one"
+
 # Modules that an engine does not take, by a pattern of their names, with the reason.
 SKIPS = {
     "interpreter": {"matmul_exact/*,k=0": "aborts in a dot that sums nothing"},
-    "iree": {},
+    "iree": {
+        "matmul_exact/*u8*": UNSIGNED,
+        "attention/*": UNSIGNED,
+        "*_invariance/*attention*": UNSIGNED,
+        "chunk_invariance/*": UNSIGNED,
+        "padding_invariance/*": UNSIGNED,
+        "model/*/layer": UNSIGNED,
+    },
 }
 
 

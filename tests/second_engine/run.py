@@ -178,14 +178,16 @@ class Report:
         return "\n".join([HEAD, *rows, everything, *self.remarks()])
 
     def remarks(self):
-        for name, reason in self.skipped.items():
-            yield f"skipped {name}: {reason}"
+        for reason in dict.fromkeys(self.skipped.values()):
+            names = [name for name, why in self.skipped.items() if why == reason]
+            yield f"skipped {len(names)}, for the engine {reason}: {', '.join(names[:4])}{', …' * (len(names) > 4)}"
         for result in self.results:
             if result.error:
                 yield f"{result.file} {result.name}: {result.error.splitlines()[0]}"
             elif result.differing:
                 yield f"{result.file} {result.name}: {result.differing} of {result.elements} differ; {result.detail}"
-        made = f"{self.manifest['expected_from']}, modules lowered for {self.manifest['lowered_for']}"
+        guards = "" if self.manifest["guarded"] else " without guards"
+        made = f"{self.manifest['expected_from']}, modules lowered for {self.manifest['lowered_for']}{guards}"
         work = f"left out is what computes more than {self.manifest['work_max']} elements"
         yield f"engine {self.options.engine}; expected from {made}; {work}; {self.seconds:.0f} s"
 

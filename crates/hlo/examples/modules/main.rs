@@ -46,13 +46,16 @@ struct Args {
     /// Lowers as for neuronx-cc: dots of bf16, named tensors.
     #[arg(long)]
     neuron: bool,
+    /// Lowers without guards, to see what an engine does of its own.
+    #[arg(long)]
+    unguarded: bool,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let mut export = Export::new(args.directory, args.work_max, args.neuron)?;
-    Group::ALL.iter().try_for_each(|&group| export.group(group, args.stride))?;
-    if args.models {
+    let mut export = Export::new(args)?;
+    Group::ALL.iter().try_for_each(|&group| export.group(group))?;
+    if export.args.models {
         let mut write = |part: &Part<'_>| export.write("model", part, &part.record()?);
         parts::NAMES.into_iter().try_for_each(|name| parts::each(name, &mut write))?;
     }
@@ -60,10 +63,7 @@ fn main() -> Result<()> {
 }
 
 struct Export {
-    directory: PathBuf,
-    /// Elements that a case may compute.
-    work_max: usize,
-    neuron: bool,
+    args: Args,
     cpu: Cpu,
     modules: Vec<Value>,
     /// Cases by group.
@@ -71,21 +71,26 @@ struct Export {
 }
 
 impl Export {
-    fn new(directory: PathBuf, work_max: usize, neuron: bool) -> Result<Self> {
-        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-        let is_empty = fs::read_dir(&directory)?.next().is_none();
+    fn new(args: Args) -> Result<Self> {
+        let directory = &args.directory;
+        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+        let is_empty = fs::read_dir(directory)?.next().is_none();
         ensure!(is_empty, "{}: is not empty; name another directory", directory.display());
-        let (modules, left_out) = Default::default();
-        Ok(Export { directory, work_max, neuron, cpu: Cpu::new()?, modules, left_out })
+        Ok(Export { args, cpu: Cpu::new()?, modules: Vec::new(), left_out: BTreeMap::new() })
+    }
+
+    fn options(&self, module: String) -> Options {
+        let options = if self.args.neuron { Options::neuron(module) } else { Options::new(module) };
+        Options { guard: !self.args.unguarded, ..options }
     }
 
     /// Writes the modules of a group that are small enough; each operation must have one.
-    fn group(&mut self, group: Group, stride: usize) -> Result<()> {
+    fn group(&mut self, group: Group) -> Result<()> {
         let (before, checks) = (self.modules.len(), group.checks());
-        let cases = checks.iter().step_by(stride.max(1)).flat_map(Check::cases);
+        let cases = checks.iter().step_by(self.args.stride.max(1)).flat_map(Check::cases);
         for text in cases.map(Suite) {
             let graph = text.record().with_context(|| text.name())?;
-            if work(&graph) <= self.work_max {
+            if work(&graph) <= self.args.work_max {
                 self.write(group.name(), &text, &graph)?;
             } else {
                 *self.left_out.entry(group.name().into()).or_default() += 1;
@@ -99,12 +104,11 @@ impl Export {
 
     /// Writes a text's module, arguments and results.
     fn write(&mut self, group: &str, text: &impl Text, graph: &Graph) -> Result<()> {
-        let options = if self.neuron { Options::neuron(text.name()) } else { Options::new(text.name()) };
-        let program = lower(graph, &options);
+        let program = lower(graph, &self.options(text.name()));
         let expected = text.run(&self.cpu).with_context(|| text.name())?;
 
         let file = format!("{:04}", self.modules.len());
-        let path = |suffix: &str| self.directory.join(format!("{file}.{suffix}"));
+        let path = |suffix: &str| self.args.directory.join(format!("{file}.{suffix}"));
         fs::write(path("hlo.pb"), program.bytes())?;
         write_tensors(&path("safetensors"), &arguments(&program, graph, &text.inputs())?, &expected)?;
         self.modules.push(json!({
@@ -119,16 +123,18 @@ impl Export {
 
     fn finish(self) -> Result<()> {
         let (count, left_out) = (self.modules.len(), self.left_out.values().sum::<usize>());
+        let Args { directory, work_max, neuron, unguarded, .. } = self.args;
         let manifest = json!({
             "numerics_version": NUMERICS_VERSION,
             "expected_from": self.cpu.capabilities().device,
-            "lowered_for": if self.neuron { "neuronx-cc" } else { "plugins" },
-            "work_max": self.work_max,
+            "lowered_for": if neuron { "neuronx-cc" } else { "plugins" },
+            "guarded": !unguarded,
+            "work_max": work_max,
             "left_out": self.left_out,
             "modules": self.modules,
         });
-        fs::write(self.directory.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
-        println!("{count} modules in {}, {left_out} left out for their work", self.directory.display());
+        fs::write(directory.join("manifest.json"), serde_json::to_string_pretty(&manifest)?)?;
+        println!("{count} modules in {}, {left_out} left out for their work", directory.display());
         Ok(())
     }
 }
