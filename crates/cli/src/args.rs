@@ -3,7 +3,8 @@ use std::{collections::hash_map::RandomState, hash::BuildHasher, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use samebits::{
-    Builder, CpuOptions, Device, Isa, Model, Params, RunnerConfig, SamplingParams, Stop, tensor::Format,
+    Builder, Chip, CpuOptions, Device, DeviceOptions, Isa, Model, NeuronOptions, Params, RunnerConfig,
+    SamplingParams, Stop, tensor::Format,
 };
 
 /// Runs language models with the same bits on every chip.
@@ -22,7 +23,9 @@ Examples:
   samebits plan smollm2 --max-model-len 8192
   samebits bench smollm2 --against llama.cpp
   samebits compile smollm2 --device pjrt:/opt/plugin.so
+  samebits compile smollm2 --device neuron --neuron-target trn2
   samebits doctor
+  samebits doctor --device neuron --selftest --json
 
 MODEL is a GGUF file, a directory with config.json and safetensors, a hub id such as
 org/name or org/name:Q4_K_M, or the alias smollm2.";
@@ -163,6 +166,17 @@ pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Test a device that compiles ahead: whether it has the bits of the reference. Fails if it has not.
+    #[arg(long, requires = "device")]
+    pub(crate) selftest: bool,
+    /// The device to test: neuron, neuron:CORE, pjrt or pjrt:PATH.
+    #[arg(long, requires = "selftest")]
+    pub(crate) device: Option<String>,
+    /// Test every so many-th case of each operation; only the first one if left out.
+    #[arg(long, value_name = "N", requires = "selftest")]
+    pub(crate) every: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) neuron: NeuronArgs,
 }
 
 #[derive(clap::Args)]
@@ -196,7 +210,7 @@ pub(crate) struct ModelArgs {
 
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: cpu, candle, candle-float, reference, or pjrt:PATH for the first device of a PJRT plugin.
+    /// Where to run: cpu, candle, candle-float, reference, pjrt:PATH for the first device of a PJRT plugin, or neuron:CORE.
     #[arg(long, default_value = "cpu", help_heading = "Device")]
     pub(crate) device: String,
     /// Devices that share each layer, each with its part of the weights and of the cache: for pjrt. The bits stay the same.
@@ -211,6 +225,29 @@ pub(crate) struct DeviceArgs {
     /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) isa: Option<String>,
+    #[command(flatten)]
+    pub(crate) neuron: NeuronArgs,
+}
+
+/// For the device `neuron`; docs/neuron.md has more.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Neuron")]
+pub(crate) struct NeuronArgs {
+    /// The runtime; SAMEBITS_LIBNRT if left out, or where AWS installs it.
+    #[arg(long, value_name = "libnrt.so.1")]
+    pub(crate) neuron_runtime: Option<PathBuf>,
+    /// The compiler; SAMEBITS_NEURONX_CC if left out, or the one in PATH.
+    #[arg(long, value_name = "neuronx-cc")]
+    pub(crate) neuron_compiler: Option<PathBuf>,
+    /// The chip to compile for: inf2, trn1, trn2 or trn3; this host's if left out.
+    #[arg(long, value_name = "CHIP", value_parser = parse_chip)]
+    pub(crate) neuron_target: Option<Chip>,
+    /// Physical cores of a logical one; as NEURON_LOGICAL_NC_CONFIG has it if left out, or 2 where the chip can.
+    #[arg(long, value_name = "N")]
+    pub(crate) neuron_lnc: Option<u32>,
+    /// Compile nothing: a program that `samebits compile` has not made is an error.
+    #[arg(long)]
+    pub(crate) require_compiled: bool,
 }
 
 #[derive(clap::Args)]
@@ -256,8 +293,9 @@ pub(crate) struct SamplingArgs {
 
 impl ModelArgs {
     pub(crate) fn builder(&self) -> anyhow::Result<Builder> {
-        let (device, cpu) = self.device.choice()?;
-        let builder = Model::builder(&self.model).device(device).cpu(cpu).runner(self.runner_config());
+        let (device, options) = self.device.choice()?;
+        let builder =
+            Model::builder(&self.model).device(device).options(options).runner(self.runner_config());
         let builder = match &self.packed_cache {
             Some(directory) => builder.packed_cache(directory),
             None => builder,
@@ -280,13 +318,32 @@ impl ModelArgs {
 }
 
 impl DeviceArgs {
-    pub(crate) fn choice(&self) -> anyhow::Result<(Device, CpuOptions)> {
+    pub(crate) fn choice(&self) -> anyhow::Result<(Device, DeviceOptions)> {
         let device = self.device.parse::<Device>()?.with_ranks(self.tensor_parallel_size)?;
         let isa = self.isa.as_deref().map(Isa::named).transpose()?;
         if self.threads == Some(0) {
             bail!("--threads is 0; give at least 1");
         }
-        Ok((device, CpuOptions { threads: self.threads, isa, pin: self.pin }))
+        let cpu = CpuOptions { threads: self.threads, isa, pin: self.pin };
+        let neuron = self.neuron.options(&device)?;
+        Ok((device, DeviceOptions { cpu, neuron }))
+    }
+}
+
+impl NeuronArgs {
+    /// The options, which no other device takes.
+    pub(crate) fn options(&self, device: &Device) -> anyhow::Result<NeuronOptions> {
+        let options = NeuronOptions {
+            runtime: self.neuron_runtime.clone(),
+            compiler: self.neuron_compiler.clone(),
+            chip: self.neuron_target,
+            cores_per_logical_core: self.neuron_lnc,
+            require_compiled: self.require_compiled,
+        };
+        if !matches!(device, Device::Neuron { .. }) && options != NeuronOptions::default() {
+            bail!("options of Neuron were given, and the device is {device}; give --device neuron");
+        }
+        Ok(options)
     }
 }
 
@@ -312,6 +369,11 @@ impl SamplingArgs {
 /// A seed from the operating system's entropy, short enough to be typed.
 fn any_seed() -> u64 {
     RandomState::new().hash_one(()) >> 32
+}
+
+fn parse_chip(name: &str) -> Result<Chip, String> {
+    let chip = Chip::ALL.into_iter().find(|chip| chip.name() == name);
+    chip.ok_or_else(|| format!("{name:?} is not one of {}", Chip::ALL.map(Chip::name).join(", ")))
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
@@ -342,6 +404,27 @@ mod tests {
     fn a_bias_is_an_id_and_a_value() {
         assert_eq!(parse_bias("42=-5.5"), Ok((42, -5.5)));
         assert!(parse_bias("42").is_err() && parse_bias("x=1").is_err());
+    }
+
+    #[test]
+    fn options_of_neuron_are_for_neuron() {
+        let options = |line: &str| {
+            let Args { command: Command::Compile(args) } = Args::try_parse_from(line.split(' '))? else {
+                bail!("another command")
+            };
+            Ok(args.model.device.choice()?.1.neuron)
+        };
+        let found =
+            options("samebits compile m --device neuron:3 --neuron-target trn2 --neuron-lnc 1").unwrap();
+        assert_eq!((found.chip, found.cores_per_logical_core), (Some(Chip::Trn2), Some(1)));
+        for (wrong, what) in [
+            ("--require-compiled", "device is cpu"),
+            ("--device neuron --neuron-target h100", "inf2, trn1, trn2, trn3"),
+            ("--device neuron:x", "neuron:CORE"),
+        ] {
+            let error = options(&format!("samebits compile m {wrong}")).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
-use samebits::{CpuOptions, Device, Isa, NUMERICS_VERSION, available_memory, capabilities, checkpoint};
+use std::process::ExitCode;
+
+use samebits::{
+    Device, DeviceOptions, Isa, NUMERICS_VERSION, SelfTest, available_memory, capabilities, checkpoint,
+    self_test,
+};
 use serde_json::{Value, json};
 
 use crate::{args::DoctorArgs, output};
 
 /// Backends that this version does not have, and what stands for them.
-const ABSENT: [(&str, &str); 2] =
-    [("cuda", "this version has no CUDA backend"), ("neuron", "this version has no Neuron backend")];
+const ABSENT: [(&str, &str); 1] = [("cuda", "this version has no CUDA backend")];
 
 /// A device and what was found of it.
 struct Finding {
@@ -13,19 +17,68 @@ struct Finding {
     found: Result<String, String>,
 }
 
-pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<()> {
-    match args.json {
-        true => println!("{:#}", json_report()),
-        false => print!("{}", text_report()),
+pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    if let Some(device) = &args.device {
+        return test(&device.parse()?, args);
     }
-    Ok(())
+    // Which runtime and compiler are looked for.
+    let options = DeviceOptions { neuron: args.neuron.options(&NEURON)?, ..DeviceOptions::default() };
+    match args.json {
+        true => println!("{:#}", json_report(&options)),
+        false => print!("{}", text_report(&options)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn findings() -> Vec<Finding> {
-    let devices = Device::BUILT_IN.into_iter().chain([Device::Pjrt { plugin: None, ranks: 1 }]);
+const NEURON: Device = Device::Neuron { core: 0 };
+
+/// Tests one device, and fails if it failed.
+fn test(device: &Device, args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let options = DeviceOptions { neuron: args.neuron.options(device)?, ..DeviceOptions::default() };
+    let bar = output::operations_bar();
+    let stride = args.every.map_or(usize::MAX, usize::from);
+    let result = self_test(device, &options, stride, &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    match args.json {
+        true => println!("{:#}", result.to_json()),
+        false => print!("{}", test_report(&result)),
+    }
+    Ok(if result.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn test_report(test: &SelfTest) -> String {
+    let failures: Vec<_> = test.conformance.groups.iter().flat_map(|group| &group.failures).collect();
+    let model = match &test.model {
+        Err(why) => format!("failed: {why}"),
+        Ok(model) => {
+            let same = match model.differs_at {
+                None => "the CPU's bits".to_owned(),
+                Some(token) => format!("failed: other bits than the CPU's from token {token} on"),
+            };
+            format!("{} tokens, {:.1} a second; {same}", model.tokens, model.tokens_per_second)
+        }
+    };
+    let seconds: f64 = test.programs.iter().map(|(_, seconds)| seconds).sum();
+    let mut rows = vec![
+        ("device", format!("{}: {}", test.device, test.description)),
+        ("programs", format!("{} compiled or found in {seconds:.1} s", test.programs.len())),
+        ("operations", format!("{} cases, {} failed", test.conformance.cases(), failures.len())),
+    ];
+    rows.extend(failures.iter().map(|failure| ("failed", format!("{}: {}", failure.case, failure.detail))));
+    rows.push(("model", model));
+    rows.push(("result", if test.passed() { "passed" } else { "FAILED" }.into()));
+    output::table(&rows)
+}
+
+fn findings(options: &DeviceOptions) -> Vec<Finding> {
+    let compiling = [Device::Pjrt { plugin: None, ranks: 1 }, NEURON];
+    let devices = Device::BUILT_IN.into_iter().chain(compiling);
     let present = devices.map(|device| Finding {
         name: device.name(),
-        found: capabilities(&device, &CpuOptions::default())
+        found: capabilities(&device, options)
             .map(|capabilities| capabilities.device)
             .map_err(|error| error.to_string()),
     });
@@ -38,7 +91,7 @@ fn instruction_sets() -> Vec<(&'static str, &'static str)> {
     Isa::available().map(|isa| (isa.name(), isa.title())).collect()
 }
 
-fn text_report() -> String {
+fn text_report(options: &DeviceOptions) -> String {
     let chosen = Isa::from_env();
     let mut rows = vec![
         ("samebits", format!("{}, numerics version {NUMERICS_VERSION}", env!("CARGO_PKG_VERSION"))),
@@ -59,17 +112,17 @@ fn text_report() -> String {
     if let Err(error) = &chosen {
         rows.push(("instruction set", format!("problem: {error}")));
     }
-    for Finding { name, found } in findings() {
+    for Finding { name, found } in findings(options) {
         let text = found.unwrap_or_else(|why| format!("not available: {why}"));
         rows.push(("device", format!("{name}: {text}")));
     }
     output::table(&rows)
 }
 
-fn json_report() -> Value {
+fn json_report(options: &DeviceOptions) -> Value {
     let sets = instruction_sets();
     let sets = sets.iter().map(|(name, title)| json!({"name": name, "title": title}));
-    let devices = findings().into_iter().map(|Finding { name, found }| match found {
+    let devices = findings(options).into_iter().map(|Finding { name, found }| match found {
         Ok(device) => json!({"name": name, "available": true, "device": device}),
         Err(why) => json!({"name": name, "available": false, "reason": why}),
     });

@@ -21,15 +21,15 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let result = match Args::parse().command {
-        Command::Run(args) => run::run(&args),
-        Command::Chat(args) => chat::chat(&args),
-        Command::Plan(args) => plan::plan(&args),
-        Command::Bench(args) => bench::bench(&args),
-        Command::Compile(args) => compile::compile(&args),
+        Command::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Chat(args) => chat::chat(&args).map(|()| ExitCode::SUCCESS),
+        Command::Plan(args) => plan::plan(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::bench(&args).map(|()| ExitCode::SUCCESS),
+        Command::Compile(args) => compile::compile(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -64,6 +64,12 @@ pub(crate) fn compiling_bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// A progress bar of operations that are tested.
+pub(crate) fn operations_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("testing {bar:40} {pos}/{len} operations, {elapsed}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 fn loading_bar(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}");
     ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

@@ -24,8 +24,8 @@
 //!
 //! As a value, for a program: `check(&backend, &[])` returns a [`Report`], which prints.
 //!
-//! For what is no backend, such as a device that runs recorded graphs: implement [`Subject`], whose one real method
-//! takes a [`Case`]; [`Case::apply`] records it over any backend, so also over a trace.
+//! For a device that compiles recorded graphs: [`Compiled`]. For anything else that is no backend: implement [`Subject`],
+//! whose one real method takes a [`Case`]; [`Case::apply`] records it over any backend, so also over a trace.
 //!
 //! # A failing case
 //!
@@ -40,6 +40,7 @@
 
 mod case;
 mod compare;
+mod compiled;
 mod random;
 mod report;
 mod subject;
@@ -47,6 +48,7 @@ mod suite;
 
 pub use case::{AttentionSteps, Case, Op};
 pub use compare::{Difference, canonical_bits, compare};
+pub use compiled::Compiled;
 pub use random::Rng;
 pub use report::{Failure, GroupReport, Report};
 pub use subject::Subject;

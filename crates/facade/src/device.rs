@@ -11,7 +11,7 @@ use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Backend, Capabilities, Format};
 
-use crate::{Error, packed_cache::PackedCache};
+use crate::{Error, NeuronOptions, packed_cache::PackedCache};
 
 /// A device that a model can be served on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -31,6 +31,11 @@ pub enum Device {
         plugin: Option<PathBuf>,
         /// How many of its devices share each layer.
         ranks: usize,
+    },
+    /// A NeuronCore of AWS Trainium or Inferentia, for which the model is compiled ahead of time.
+    Neuron {
+        /// Its place among those that are visible.
+        core: u32,
     },
 }
 
@@ -58,6 +63,7 @@ impl Device {
             Device::CandleFloat => "candle-float",
             Device::Reference => "reference",
             Device::Pjrt { .. } => "pjrt",
+            Device::Neuron { .. } => "neuron",
         }
     }
 }
@@ -66,6 +72,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Pjrt { plugin: Some(plugin), .. } => write!(f, "pjrt:{}", plugin.display()),
+            Device::Neuron { core } => write!(f, "neuron:{core}"),
             _ => f.write_str(self.name()),
         }
     }
@@ -81,10 +88,20 @@ impl FromStr for Device {
         if name == "pjrt" {
             return Ok(Device::Pjrt { plugin: None, ranks: 1 });
         }
+        if let Some(core) = name.strip_prefix("neuron") {
+            let core =
+                if core.is_empty() { Some(0) } else { core.strip_prefix(':').and_then(|it| it.parse().ok()) };
+            if let Some(core) = core {
+                return Ok(Device::Neuron { core });
+            }
+        }
         let known = Device::BUILT_IN.into_iter().find(|device| device.name() == name);
         known.ok_or_else(|| Error::UnknownDevice {
             name: name.into(),
-            known: format!("{}, pjrt:PATH", Device::BUILT_IN.map(|device| device.name()).join(", ")),
+            known: format!(
+                "{}, pjrt:PATH, neuron:CORE",
+                Device::BUILT_IN.map(|device| device.name()).join(", ")
+            ),
         })
     }
 }
@@ -100,6 +117,15 @@ pub struct CpuOptions {
     pub pin: bool,
 }
 
+/// How devices are used; each takes what concerns it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// The host's processors.
+    pub cpu: CpuOptions,
+    /// NeuronCores.
+    pub neuron: NeuronOptions,
+}
+
 fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
     let builder = Cpu::builder().threads(options.threads.unwrap_or_default()).pin(options.pin);
     Ok(options.isa.map_or(builder, |isa| builder.isa(isa)).build()?)
@@ -109,9 +135,9 @@ fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
 ///
 /// # Errors
 /// If it cannot be opened.
-pub fn capabilities(device: &Device, options: &CpuOptions) -> Result<Capabilities, Error> {
+pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabilities, Error> {
     Ok(match device {
-        Device::Cpu => cpu(options)?.capabilities().clone(),
+        Device::Cpu => cpu(&options.cpu)?.capabilities().clone(),
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
         Device::Reference => Host.capabilities().clone(),
@@ -126,7 +152,19 @@ pub fn capabilities(device: &Device, options: &CpuOptions) -> Result<Capabilitie
                 memory_bytes: samebits_hlo::Device::memory_bytes(&device),
             }
         }
+        Device::Neuron { core } => options.neuron.capabilities(*core)?,
     })
+}
+
+/// Memory that a model has to fit in which is compiled ahead for a device: that of the device, which may not be here.
+///
+/// # Errors
+/// If neither the device nor its options tell.
+pub(crate) fn memory_of_compiled(device: &Device, options: &DeviceOptions) -> Result<Option<u64>, Error> {
+    match device {
+        Device::Neuron { .. } => Ok(Some(samebits_neuron::core_memory_bytes(options.neuron.target()?))),
+        device => Ok(capabilities(device, options)?.memory_bytes),
+    }
 }
 
 /// The first devices of a plugin.
@@ -172,14 +210,14 @@ impl Loading<'_> {
 /// Loads a model onto a device.
 pub(crate) fn open(
     device: &Device,
-    options: &CpuOptions,
+    options: &DeviceOptions,
     packed: Option<&PackedCache>,
     model: Loading<'_>,
 ) -> Result<Box<dyn Runner>, Error> {
     match (device, packed) {
-        (Device::Cpu, None) => model.onto(cpu(options)?),
+        (Device::Cpu, None) => model.onto(cpu(&options.cpu)?),
         (Device::Cpu, Some(packed)) => {
-            let cpu = cpu(options)?;
+            let cpu = cpu(&options.cpu)?;
             packed.around(&cpu, || model.onto(cpu.clone()))
         }
         (_, Some(_)) => Err(Error::PackedCache { device: device.clone() }),
@@ -189,12 +227,14 @@ pub(crate) fn open(
         (Device::Pjrt { plugin, ranks }, None) => {
             Ok(Box::new(model.compiled_for(compiling(plugin, *ranks)?)?))
         }
+        (Device::Neuron { core }, None) => Ok(Box::new(model.compiled_for(options.neuron.open(*core)?)?)),
     }
 }
 
 /// Compiles what a model needs on a device, and keeps it for later starts.
 pub(crate) fn compile(
     device: &Device,
+    options: &DeviceOptions,
     model: Loading<'_>,
     on_bucket: &dyn Fn(usize, usize),
 ) -> Result<(), Error> {
@@ -202,11 +242,17 @@ pub(crate) fn compile(
         Device::Pjrt { plugin, ranks } => {
             Ok(model.compiled_for(compiling(plugin, *ranks)?)?.compile_all(on_bucket)?)
         }
+        Device::Neuron { .. } => Ok(model.compiled_for(options.neuron.offline()?)?.compile_all(on_bucket)?),
         other => Err(Error::NotCompiled { device: other.clone() }),
     }
 }
 
-/// A plugin's devices, with the compiled programs that are kept beside the models.
-fn compiling(plugin: &Option<PathBuf>, ranks: usize) -> Result<PjrtDevice, Error> {
-    pjrt(plugin.clone(), ranks, Some(Resolver::from_env().cache.join("programs")))
+/// A plugin's devices, with the compiled programs that are kept.
+pub(crate) fn compiling(plugin: &Option<PathBuf>, ranks: usize) -> Result<PjrtDevice, Error> {
+    pjrt(plugin.clone(), ranks, Some(programs()))
+}
+
+/// Where compiled programs are kept: beside the models.
+pub(crate) fn programs() -> PathBuf {
+    Resolver::from_env().cache.join("programs")
 }

@@ -38,6 +38,17 @@ pub enum Error {
     /// A PJRT plugin or its device.
     #[error(transparent)]
     Pjrt(#[from] samebits_pjrt::PjrtError),
+    /// A NeuronCore, its runtime or its compiler.
+    #[error(transparent)]
+    Neuron(#[from] samebits_neuron::NeuronError),
+    /// A self-test of a device that runs no compiled programs.
+    #[error(
+        "the device {device} has no self-test; `pjrt` and `neuron` have one, the others are tested where they are built"
+    )]
+    NoSelfTest {
+        /// The device asked for.
+        device: Device,
+    },
     /// The model is nowhere to be found.
     #[error(transparent)]
     Resolve(#[from] samebits_checkpoint::ResolveError),

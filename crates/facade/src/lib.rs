@@ -18,20 +18,25 @@ mod device;
 mod error;
 mod memory;
 mod model;
+mod neuron;
 mod packed_cache;
 mod params;
+mod self_test;
 mod service;
 mod stream;
 
-pub use device::{CpuOptions, Device, capabilities};
+pub use device::{CpuOptions, Device, DeviceOptions, capabilities};
 pub use error::Error;
 pub use memory::available_memory;
 pub use model::{Builder, Loaded, Model, Plan};
+pub use neuron::NeuronOptions;
 pub use params::{Message, Params, Prompt};
 pub use samebits_cpu::Isa;
 pub use samebits_engine::{Event, FinishReason, RequestId, SamplingParams, Stats, Stop, Usage};
+pub use samebits_hlo::Chip;
 pub use samebits_runner::{MemoryPlan, RunnerConfig};
 pub use samebits_tensor::contract::NUMERICS_VERSION;
+pub use self_test::{SelfTest, self_test};
 pub use service::{Service, ServiceError, Sink};
 pub use stream::{Generation, Stream};
 

@@ -17,7 +17,8 @@ use samebits_runner::{MemoryPlan, RunnerConfig};
 use serde_json::json;
 
 use crate::{
-    CpuOptions, Device, Error, Generation, Message, Params, Prompt, Service, Sink, Stream, available_memory,
+    CpuOptions, Device, DeviceOptions, Error, Generation, Message, Params, Prompt, Service, Sink, Stream,
+    available_memory,
     device::{self, Loading},
     packed_cache::PackedCache,
 };
@@ -44,7 +45,7 @@ struct Inner {
 pub struct Builder {
     model: String,
     device: Device,
-    cpu: CpuOptions,
+    options: DeviceOptions,
     runner: RunnerConfig,
     engine: EngineConfig,
     chat_template: Option<String>,
@@ -82,7 +83,7 @@ impl Model {
         Builder {
             model: model.into(),
             device: Device::default(),
-            cpu: CpuOptions::default(),
+            options: DeviceOptions::default(),
             runner: RunnerConfig::default(),
             engine: EngineConfig::default(),
             chat_template: None,
@@ -207,7 +208,13 @@ impl Builder {
 
     /// Use the host's processors so.
     pub fn cpu(mut self, cpu: CpuOptions) -> Self {
-        self.cpu = cpu;
+        self.options.cpu = cpu;
+        self
+    }
+
+    /// Use each device so; [`Builder::cpu`] is a part of it.
+    pub fn options(mut self, options: DeviceOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -251,8 +258,11 @@ impl Builder {
     /// # Errors
     /// As [`Model::open`].
     pub fn plan(&self) -> Result<Plan, Error> {
+        self.plan_for(device::capabilities(&self.device, &self.options)?.memory_bytes)
+    }
+
+    fn plan_for(&self, device_memory: Option<u64>) -> Result<Plan, Error> {
         let checkpoint = Checkpoint::open(samebits_checkpoint::resolve(&self.model)?.path)?;
-        let device_memory = device::capabilities(&self.device, &self.cpu)?.memory_bytes;
         let available = device_memory.or_else(available_memory);
         let memory = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &self.runner, available)?;
         Ok(Plan { checkpoint, memory })
@@ -296,11 +306,11 @@ impl Builder {
     /// # Errors
     /// As [`Model::open`]; if the compiler refuses a program, or the device compiles nothing.
     pub fn compile(&self, on_bucket: &dyn Fn(usize, usize)) -> Result<(), Error> {
-        let plan = self.plan()?;
-        let (device, runner) = (&self.device, &self.runner);
+        let plan = self.plan_for(device::memory_of_compiled(&self.device, &self.options)?)?;
+        let (device, options, runner) = (&self.device, &self.options, &self.runner);
         self.loading(&plan, |config, weights, on_weight| {
             let model = Loading { config, weights, runner, plan: &plan.memory, on_weight };
-            device::compile(device, model, on_bucket)
+            device::compile(device, options, model, on_bucket)
         })
     }
 
@@ -309,7 +319,7 @@ impl Builder {
         let packed = packed.map(|directory| PackedCache::new(directory, &plan.checkpoint)).transpose()?;
         self.loading(plan, |config, weights, on_weight| {
             let model = Loading { config, weights, runner: &self.runner, plan: &plan.memory, on_weight };
-            device::open(&self.device, &self.cpu, packed.as_ref(), model)
+            device::open(&self.device, &self.options, packed.as_ref(), model)
         })
     }
 

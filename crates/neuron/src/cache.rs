@@ -1,7 +1,8 @@
-use std::path::PathBuf;
+use std::{fs, io, io::Write, path::PathBuf};
 
 use prost::Message;
 use samebits_hlo::{Key, Store, Target, proto::HloModule};
+use tempfile::NamedTempFile;
 
 use crate::{Compiler, NeuronError};
 
@@ -35,6 +36,22 @@ pub enum Cached {
     NotStored(NeuronError),
 }
 
+impl Cached {
+    /// Nothing if it is in the cache now.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn kept(self) -> Result<(), NeuronError> {
+        match self {
+            Cached::Loaded | Cached::Stored => Ok(()),
+            Cached::NotStored(why) => Err(why),
+        }
+    }
+}
+
+/// Names the compiler whose programs are in a directory, for hosts that have none.
+const VERSION: &str = "neuronx-cc.version";
+
 impl NeffCache {
     /// Uses `directory`, which is made if there is none.
     ///
@@ -46,6 +63,18 @@ impl NeffCache {
             Ok(store) => Ok(NeffCache { store, mode }),
             Err(why) => Err(NeuronError::Cache { path, why }),
         }
+    }
+
+    /// Version of the compiler that filled the cache last.
+    pub fn compiler_version(&self) -> Option<String> {
+        let told = fs::read_to_string(self.store.directory().join(VERSION)).ok()?;
+        Some(told.trim().to_owned()).filter(|version| !version.is_empty())
+    }
+
+    fn note(&self, version: &str) -> io::Result<()> {
+        let mut file = NamedTempFile::new_in(self.store.directory())?;
+        writeln!(file, "{version}")?;
+        file.persist(self.store.directory().join(VERSION)).map(drop).map_err(|error| error.error)
     }
 
     /// The NEFF of a module: read if it was compiled before, and compiled otherwise, if the mode allows.
@@ -67,7 +96,8 @@ impl NeffCache {
             });
         }
         let neff = compiler.compile(module)?;
-        let stored = self.store.write(&key, &neff).map_err(failed);
+        let stored = self.store.write(&key, &neff).and_then(|()| self.note(compiler.version()));
+        let stored = stored.map_err(failed);
         Ok((neff, stored.map_or_else(Cached::NotStored, |()| Cached::Stored)))
     }
 }

@@ -16,7 +16,8 @@ use crate::{Neff, NeuronError};
 /// neuronx-cc, AWS's compiler: a program that runs on any Linux host, and takes minutes.
 #[derive(Clone, Debug)]
 pub struct Compiler {
-    program: PathBuf,
+    /// Nothing if it is not installed here.
+    program: Option<PathBuf>,
     version: String,
     target: Target,
     flags: Vec<String>,
@@ -39,12 +40,12 @@ impl Compiler {
     pub fn open(program: impl Into<PathBuf>, target: Target) -> Result<Self, NeuronError> {
         let program = program.into();
         let version = version(&program)?;
-        Ok(Compiler { program, version, target, flags: Vec::new() })
+        Ok(Compiler { program: Some(program), version, target, flags: Vec::new() })
     }
 
     /// A compiler of this version that is not installed, for a host that only runs what was compiled elsewhere.
     pub fn elsewhere(version: impl Into<String>, target: Target) -> Self {
-        Compiler { program: "neuronx-cc".into(), version: version.into(), target, flags: Vec::new() }
+        Compiler { program: None, version: version.into(), target, flags: Vec::new() }
     }
 
     /// The compiler with more flags, such as `-O1`.
@@ -90,25 +91,32 @@ impl Compiler {
         if !refusals.is_empty() {
             return Err(NeuronError::Lint { module: module.name.clone(), refusals });
         }
+        let program = self.program.clone().ok_or_else(|| {
+            let why = io::Error::new(io::ErrorKind::NotFound, "this host has none");
+            NeuronError::NoCompiler { program: "neuronx-cc".into(), why }
+        })?;
         let directory = TempDir::with_prefix("samebits-neff-").map_err(in_file(&std::env::temp_dir()))?;
         let input = directory.path().join(MODULE);
         fs::write(&input, module.encode_to_vec()).map_err(in_file(&input))?;
-        let child = self.command(directory.path())?.spawn();
-        let child = child.map_err(|why| NeuronError::NoCompiler { program: self.program.clone(), why })?;
-        let compilation =
-            Compilation { child, directory, program: self.program.clone(), module: module.name.clone() };
-        let (program, process) = (compilation.program.display(), compilation.id());
-        tracing::info!(module = module.name, %program, process, "compiling; this may take minutes");
-        Ok(compilation)
+        let child = self.command(&program, directory.path())?.spawn();
+        let child = child.map_err(|why| NeuronError::NoCompiler { program: program.clone(), why })?;
+        let process = child.id();
+        tracing::info!(
+            module = module.name,
+            compiler = self.version,
+            process,
+            "compiling; this may take minutes"
+        );
+        Ok(Compilation { child, directory, program, module: module.name.clone() })
     }
 
     /// The compiler writes logs and more where it is run, so it is run in the directory.
-    fn command(&self, directory: &Path) -> Result<Command, NeuronError> {
+    fn command(&self, program: &Path, directory: &Path) -> Result<Command, NeuronError> {
         let log = |name| {
             let path = directory.join(name);
             File::create(&path).map_err(in_file(&path))
         };
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(program);
         command.current_dir(directory).stdin(Stdio::null()).stdout(log(STDOUT)?).stderr(log(STDERR)?);
         command.args(["compile", MODULE, "--output", NEFF]).args(self.flags());
         Ok(command)

@@ -1,12 +1,13 @@
 use std::{ffi::CString, fmt, ops::Range, sync::Arc, thread, time::Duration};
 
-use samebits_hlo::{Argument, Binding, Device, DeviceError, Interface, Options, Program};
+use samebits_hlo::{Argument, Binding, Device, DeviceError, Interface, Options, Program, Target};
 use samebits_tensor::{HostTensor, Rank};
 
 use crate::{
     Compiler, NeffCache, NeuronError, Runtime,
     abi::{NAME_BYTES, Status},
     cores::Core,
+    host::cores_per_logical_core,
     runtime::{ModelHandle, TensorHandle, TensorInfo, TensorSet},
 };
 
@@ -59,7 +60,7 @@ impl NeuronDevice {
     /// The core of this index among those that are visible.
     ///
     /// # Errors
-    /// If there is no such core.
+    /// As [`NeuronDevice::group`].
     pub fn open(runtime: Runtime, index: u32, compiler: Compiler) -> Result<Self, NeuronError> {
         Self::group(runtime, index..index + 1, compiler)
     }
@@ -67,8 +68,14 @@ impl NeuronDevice {
     /// The cores of these indices, as ranks.
     ///
     /// # Errors
-    /// If there is none, or one of them is not there.
+    /// If there is none, or one of them is not there; [`NeuronError::LogicalCores`] if the compiler's target has others than the
+    /// runtime makes.
     pub fn group(runtime: Runtime, cores: Range<u32>, compiler: Compiler) -> Result<Self, NeuronError> {
+        let Target { chip, cores_per_logical_core: expected } = compiler.target();
+        let found = cores_per_logical_core(chip)?;
+        if found != expected {
+            return Err(NeuronError::LogicalCores { found: found.to_string(), expected: Some(expected) });
+        }
         if cores.is_empty() {
             return Err(NeuronError::Core { index: cores.start, count: 0 });
         }
@@ -78,6 +85,16 @@ impl NeuronDevice {
         };
         let cores: Vec<_> = cores.map(|index| Core::open(runtime, index)).collect::<Result<_, _>>()?;
         Ok(NeuronDevice { cores, compiler, cache: None, name })
+    }
+
+    /// The runtime.
+    pub fn runtime(&self) -> Runtime {
+        self.cores[0].runtime
+    }
+
+    /// The compiler.
+    pub fn compiler(&self) -> &Compiler {
+        &self.compiler
     }
 
     /// The device, which looks for compiled modules in `cache`.

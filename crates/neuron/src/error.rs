@@ -37,6 +37,23 @@ pub enum NeuronError {
         /// Its value.
         value: String,
     },
+    /// A host that does not tell which chip it has.
+    #[error("{}: not there, or no chip that is known; name the chip: inf2, trn1, trn2 or trn3", path.display())]
+    UnknownChip {
+        /// Where the driver tells it.
+        path: PathBuf,
+    },
+    /// Logical cores that are not those that the runtime makes.
+    #[error(
+        "NEURON_LOGICAL_NC_CONFIG stands at {found}, and programs are for logical cores of {}; set it to the same",
+        expected.map_or("a number".into(), |cores| cores.to_string())
+    )]
+    LogicalCores {
+        /// What the runtime has.
+        found: String,
+        /// What programs are compiled for; nothing if that is to be found out.
+        expected: Option<u32>,
+    },
     /// A core that this process does not have.
     #[error("core {index}: {count} are visible; count from 0, or set NEURON_RT_VISIBLE_CORES to others")]
     Core {

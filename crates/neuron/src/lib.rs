@@ -9,7 +9,7 @@
 //! use samebits_neuron::{CacheMode, Compiler, NeffCache, NeuronDevice, Runtime};
 //!
 //! # fn main() -> Result<(), samebits_neuron::NeuronError> {
-//! let target = Target { chip: Chip::Trn2, cores_per_logical_core: 1 };
+//! let target = Target { chip: Chip::Trn2, cores_per_logical_core: 2 };
 //! let compiler = Compiler::open("neuronx-cc", target)?;
 //! let cache = NeffCache::open("/var/cache/neff", CacheMode::Fill)?;
 //! let device = NeuronDevice::open(Runtime::installed()?, 0, compiler)?.with_cache(cache);
@@ -22,7 +22,7 @@
 //!
 //! So a module is first checked by [`samebits_hlo::lint`], and one that the compiler would refuse is a [`NeuronError::Lint`] at
 //! once. What was compiled is kept in a [`NeffCache`]; where [`CacheMode::Require`] holds, nothing is compiled, and what is
-//! missing is an error that says how to fill the cache.
+//! missing is an error that says how to fill the cache. An [`OfflineDevice`] fills it on hosts without NeuronCores.
 //!
 //! # Cores
 //!
@@ -48,12 +48,16 @@ mod compiler;
 mod cores;
 mod device;
 mod error;
+mod host;
 mod neff;
+mod offline;
 mod runtime;
 
 pub use cache::{CacheMode, Cached, NeffCache};
 pub use compiler::{Compilation, Compiler};
 pub use device::{Executable, NeuronDevice, Tensor};
 pub use error::NeuronError;
+pub use host::{core_memory_bytes, cores_per_logical_core, host_chip};
 pub use neff::{HEADER_BYTES, Header, Neff, NeffError};
+pub use offline::OfflineDevice;
 pub use runtime::Runtime;

@@ -29,6 +29,7 @@
     reason = "the contract of each call is that of AWS's documentation of libnrt"
 )]
 
+pub mod compiler;
 mod execute;
 mod faults;
 mod program;

@@ -6,8 +6,8 @@ mod common;
 use std::{fs, path::Path};
 
 use common::*;
-use samebits_hlo::{Chip, Options, Target, lower, proto::HloModule};
-use samebits_neuron::{CacheMode, Cached, Compiler, Neff, NeffCache, NeuronError};
+use samebits_hlo::{Chip, Device, Options, Target, lower, proto::HloModule};
+use samebits_neuron::{CacheMode, Cached, Compiler, Neff, NeffCache, NeuronError, OfflineDevice};
 use tempfile::TempDir;
 
 fn module() -> HloModule {
@@ -65,7 +65,8 @@ fn what_is_whole_is_loaded_and_nothing_else() {
 }
 
 fn only_entry(folder: &Path) -> std::path::PathBuf {
-    let entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries: Vec<_> = files.filter(|path| path.extension() == Some("neff".as_ref())).collect();
     assert_eq!(entries.len(), 1, "{entries:?}");
     entries.into_iter().next().unwrap()
 }
@@ -89,7 +90,7 @@ fn a_cache_that_must_hold_it_compiles_nothing() {
     let (_, done) = required.compile(&compiler, &module()).unwrap();
     assert!(matches!(done, Cached::Loaded), "{done:?}");
     // A host without the compiler finds what its version made.
-    let elsewhere = Compiler::elsewhere(compiler.version(), TARGET);
+    let elsewhere = Compiler::elsewhere(required.compiler_version().unwrap(), TARGET);
     required.compile(&elsewhere, &module()).unwrap();
 
     let entry = only_entry(&neff);
@@ -107,8 +108,8 @@ fn what_decides_the_program_decides_its_place() {
     let on = |chip, cores| Compiler::open(real, Target { chip, cores_per_logical_core: cores }).unwrap();
     let renamed = lower(&square(), &Options::neuron("other")).module;
     let made = [
-        (on(Chip::Trn2, 1), module()),
         (on(Chip::Trn2, 2), module()),
+        (on(Chip::Trn2, 1), module()),
         (on(Chip::Trn1, 1), module()),
         (on(Chip::Trn2, 1).with_flags(["-O1"]), module()),
         (on(Chip::Trn2, 1), renamed),
@@ -135,6 +136,25 @@ fn a_cache_that_cannot_be_written_is_done_without() {
     fs::write(&file, "").unwrap();
     let error = NeffCache::open(&file, CacheMode::Fill).unwrap_err();
     assert!(matches!(error, NeuronError::Cache { .. }), "{error}");
+}
+
+#[test]
+fn programs_are_compiled_for_hosts_with_cores() {
+    let folder = TempDir::new().unwrap();
+    let cache = NeffCache::open(folder.path(), CacheMode::Fill).unwrap();
+    let offline = OfflineDevice::new(compiler(), cache);
+    let program = lower(&square(), &offline.options("square".into()));
+    offline.compile(&program).unwrap();
+    assert_eq!(offline.memory_bytes(), Some(24 << 30));
+    let error = offline.run(&(), vec![vec![]]).unwrap_err().to_string();
+    assert!(error.contains("only compiles"), "{error}");
+
+    let required = NeffCache::open(folder.path(), CacheMode::Require).unwrap();
+    let device = device(0).with_cache(required);
+    device.compile(&program).unwrap();
+    let other = lower(&square(), &device.options("other".into()));
+    let error = device.compile(&other).expect_err("nothing is compiled").to_string();
+    assert!(error.contains("samebits compile"), "{error}");
 }
 
 #[test]

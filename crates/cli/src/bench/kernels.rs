@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use samebits::{
-    CpuOptions, Device, Isa,
+    CpuOptions, Device, DeviceOptions, Isa,
     tensor::{Format, HostWeight, Tensor, Weight, testing::random_blocks},
 };
 use samebits_cpu::Cpu;
@@ -53,7 +53,7 @@ struct Set {
 }
 
 pub(crate) fn bench(args: &BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let (device, cpu) = args.device.choice()?;
+    let (device, DeviceOptions { cpu, .. }) = args.device.choice()?;
     if device != Device::Cpu {
         bail!("--kernels measures the CPU's kernels; leave --device out");
     }

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use samebits::{Builder, CpuOptions, Device, Error, Loaded, Model, Plan, RunnerConfig, runner::PlanError};
+use samebits::{Builder, Device, DeviceOptions, Error, Loaded, Model, Plan, RunnerConfig, runner::PlanError};
 
 use crate::{args::BenchArgs, output};
 use llama_cpp::LlamaCpp;
@@ -45,16 +45,17 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let (device, cpu) = args.device.choice()?;
-    let files = plan(model, device.clone(), cpu, args)?;
+    let (device, options) = args.device.choice()?;
+    let files = plan(model, device.clone(), options.clone(), args)?;
     let tests = selection::tests(args, files.checkpoint.config.max_position_embeddings)?;
-    let machine = Machine::new(&cpu, files.memory.weights.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX))?;
+    let machine = Machine::new(&options.cpu, files.memory.weights.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX))?;
     let peer = args.against.as_ref();
     let peer = peer.map(|against| {
         LlamaCpp::find(against, &files.checkpoint, machine.threads(), args.max_num_batched_tokens, &tests)
     });
     let peer = peer.transpose()?;
-    let builder = Model::builder(model).device(device.clone()).cpu(cpu).runner(serving(args, &tests, &files));
+    let serving = serving(args, &tests, &files);
+    let builder = Model::builder(model).device(device.clone()).options(options).runner(serving);
     let mut loaded = load(builder)?;
     let prepared: Result<Vec<_>, _> = tests.iter().map(|&test| Prepared::new(test, &loaded)).collect();
     let prepared = prepared?;
@@ -81,7 +82,7 @@ fn bench_model(model: &str, args: &BenchArgs, interrupt: &Interrupt) -> anyhow::
 }
 
 /// The model's files and sizes, for as little memory as may be.
-fn plan(model: &str, device: Device, cpu: CpuOptions, args: &BenchArgs) -> anyhow::Result<Plan> {
+fn plan(model: &str, device: Device, options: DeviceOptions, args: &BenchArgs) -> anyhow::Result<Plan> {
     let smallest = RunnerConfig {
         max_context: 2,
         page_size: args.block_size,
@@ -89,7 +90,7 @@ fn plan(model: &str, device: Device, cpu: CpuOptions, args: &BenchArgs) -> anyho
         max_seqs_per_step: 1,
         kv_cache_memory_bytes: None,
     };
-    Ok(Model::builder(model).device(device).cpu(cpu).runner(smallest).plan()?)
+    Ok(Model::builder(model).device(device).options(options).runner(smallest).plan()?)
 }
 
 /// Room for the largest of the tests, and no more.

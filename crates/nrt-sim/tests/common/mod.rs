@@ -17,7 +17,7 @@ use samebits_hlo::{Argument, Chip, Device, DeviceError, Program, Source, Target,
 use samebits_neuron::{Compiler, Executable, NeuronDevice, Runtime, Tensor};
 use samebits_tensor::{DType, Element, HostTensor};
 
-pub(crate) const TARGET: Target = Target { chip: Chip::Trn2, cores_per_logical_core: 1 };
+pub(crate) const TARGET: Target = Target { chip: Chip::Trn2, cores_per_logical_core: 2 };
 
 /// The library, beside the tests or one folder above.
 pub(crate) fn library() -> PathBuf {
