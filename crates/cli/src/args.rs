@@ -213,7 +213,8 @@ pub(crate) struct DeviceArgs {
     /// Where to run: cpu, candle, candle-float, reference, pjrt:PATH for the first device of a PJRT plugin, or neuron:CORE.
     #[arg(long, default_value = "cpu", help_heading = "Device")]
     pub(crate) device: String,
-    /// Devices that share each layer, each with its part of the weights and of the cache: for pjrt. The bits stay the same.
+    /// Devices that share each layer, each with its part of the weights and of the cache: for pjrt and neuron. The bits stay
+    /// the same.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Device")]
     pub(crate) tensor_parallel_size: usize,
     /// Threads of the CPU; one a core if left out.

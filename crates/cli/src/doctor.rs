@@ -30,7 +30,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const NEURON: Device = Device::Neuron { core: 0 };
+const NEURON: Device = Device::Neuron { core: 0, ranks: 1 };
 
 /// Tests one device, and fails if it failed.
 fn test(device: &Device, args: &DoctorArgs) -> anyhow::Result<ExitCode> {

@@ -101,19 +101,24 @@ fn a_model_compiled_elsewhere_says_the_same(host: &Host) {
     let run = [&RUN[..], &ON_TRN2, &["--require-compiled"]].concat();
     let environment = [("SAMEBITS_LIBNRT", runtime.as_str()), ("SAMEBITS_NEURONX_CC", "/no/neuronx-cc")];
     assert_eq!(text(&host.model(&run, &environment)), expected);
+    // Cores that share layers have programs of their own.
+    let shared = [&RUN[..], &ON_TRN2, &["--tensor-parallel-size", "2"]].concat();
+    assert_eq!(text(&host.model(&shared, &environment[..1])), expected);
 }
 
 fn what_is_missing_is_named(host: &Host) {
     let runtime = runtime();
     let environment = [("SAMEBITS_LIBNRT", runtime.as_str())];
-    let run = |more: &[&str]| [&RUN[..], &ON_TRN2, more].concat();
-    let uncompiled = refusal(&host.model(&run(&["--require-compiled"]), &environment));
+    let uncompiled =
+        refusal(&host.model(&[&RUN[..], &ON_TRN2, &["--require-compiled"]].concat(), &environment));
     assert!(uncompiled.contains("samebits compile"), "{uncompiled}");
     let unknown = refusal(&host.model(&[&RUN[..], &["--device", "neuron"]].concat(), &environment));
     assert!(unknown.contains("trn1, trn2 or trn3"), "{unknown}");
-    let lonely = refusal(&host.model(&run(&["--neuron-lnc", "1"]), &environment));
+    let lonely = refusal(&host.model(&[&RUN[..], &ON_TRN2, &["--neuron-lnc", "1"]].concat(), &environment));
     assert!(lonely.contains("NEURON_LOGICAL_NC_CONFIG stands at 2"), "{lonely}");
-    let runtime = refusal(&host.model(&run(&["--neuron-runtime", "/no/libnrt.so.1"]), &environment));
+    let runtime = refusal(
+        &host.model(&[&RUN[..], &ON_TRN2, &["--neuron-runtime", "/no/libnrt.so.1"]].concat(), &environment),
+    );
     assert!(runtime.contains("/no/libnrt.so.1"), "{runtime}");
     let found = text(&host.samebits(&["doctor", "--neuron-target", "trn2"], &environment));
     assert!(found.contains("neuron: 32 cores through") && found.contains("a stand-in for tests"), "{found}");

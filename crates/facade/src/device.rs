@@ -36,6 +36,8 @@ pub enum Device {
     Neuron {
         /// Its place among those that are visible.
         core: u32,
+        /// How many cores from there on share each layer.
+        ranks: usize,
     },
 }
 
@@ -50,6 +52,7 @@ impl Device {
     pub fn with_ranks(self, ranks: usize) -> Result<Self, Error> {
         match self {
             Device::Pjrt { plugin, .. } if ranks > 0 => Ok(Device::Pjrt { plugin, ranks }),
+            Device::Neuron { core, .. } if ranks > 0 => Ok(Device::Neuron { core, ranks }),
             device if ranks == 1 => Ok(device),
             device => Err(Error::Ranks { device, ranks }),
         }
@@ -72,7 +75,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Pjrt { plugin: Some(plugin), .. } => write!(f, "pjrt:{}", plugin.display()),
-            Device::Neuron { core } => write!(f, "neuron:{core}"),
+            Device::Neuron { core, .. } => write!(f, "neuron:{core}"),
             _ => f.write_str(self.name()),
         }
     }
@@ -92,7 +95,7 @@ impl FromStr for Device {
             let core =
                 if core.is_empty() { Some(0) } else { core.strip_prefix(':').and_then(|it| it.parse().ok()) };
             if let Some(core) = core {
-                return Ok(Device::Neuron { core });
+                return Ok(Device::Neuron { core, ranks: 1 });
             }
         }
         let known = Device::BUILT_IN.into_iter().find(|device| device.name() == name);
@@ -152,7 +155,7 @@ pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabili
                 memory_bytes: samebits_hlo::Device::memory_bytes(&device),
             }
         }
-        Device::Neuron { core } => options.neuron.capabilities(*core)?,
+        Device::Neuron { core, ranks } => options.neuron.capabilities(*core, *ranks)?,
     })
 }
 
@@ -162,7 +165,9 @@ pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabili
 /// If neither the device nor its options tell.
 pub(crate) fn memory_of_compiled(device: &Device, options: &DeviceOptions) -> Result<Option<u64>, Error> {
     match device {
-        Device::Neuron { .. } => Ok(Some(samebits_neuron::core_memory_bytes(options.neuron.target()?))),
+        Device::Neuron { ranks, .. } => {
+            Ok(Some(samebits_neuron::core_memory_bytes(options.neuron.target()?) * *ranks as u64))
+        }
         device => Ok(capabilities(device, options)?.memory_bytes),
     }
 }
@@ -227,7 +232,9 @@ pub(crate) fn open(
         (Device::Pjrt { plugin, ranks }, None) => {
             Ok(Box::new(model.compiled_for(compiling(plugin, *ranks)?)?))
         }
-        (Device::Neuron { core }, None) => Ok(Box::new(model.compiled_for(options.neuron.open(*core)?)?)),
+        (Device::Neuron { core, ranks }, None) => {
+            Ok(Box::new(model.compiled_for(options.neuron.open(*core, *ranks)?)?))
+        }
     }
 }
 
@@ -242,7 +249,9 @@ pub(crate) fn compile(
         Device::Pjrt { plugin, ranks } => {
             Ok(model.compiled_for(compiling(plugin, *ranks)?)?.compile_all(on_bucket)?)
         }
-        Device::Neuron { .. } => Ok(model.compiled_for(options.neuron.offline()?)?.compile_all(on_bucket)?),
+        Device::Neuron { ranks, .. } => {
+            Ok(model.compiled_for(options.neuron.offline(*ranks)?)?.compile_all(on_bucket)?)
+        }
         other => Err(Error::NotCompiled { device: other.clone() }),
     }
 }

@@ -24,7 +24,7 @@ pub enum Error {
     },
     /// A number of ranks that a device cannot have.
     #[error(
-        "layers cannot be shared by {ranks} of the device {device}; `pjrt` takes more than one, every device takes 1"
+        "layers cannot be shared by {ranks} of the device {device}; `pjrt` and `neuron` take more than one, every device takes 1"
     )]
     Ranks {
         /// The device asked for.

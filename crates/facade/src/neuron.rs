@@ -35,27 +35,28 @@ impl NeuronOptions {
         Ok(Target { chip, cores_per_logical_core: cores })
     }
 
-    /// A core, with the compiled programs that are kept.
+    /// So many cores from one on, with the compiled programs that are kept.
     ///
     /// # Errors
-    /// If the runtime, the core or the compiler is not there.
-    pub(crate) fn open(&self, core: u32) -> Result<NeuronDevice, NeuronError> {
+    /// If the runtime, a core or the compiler is not there.
+    pub(crate) fn open(&self, core: u32, ranks: usize) -> Result<NeuronDevice, NeuronError> {
         let mode = if self.require_compiled { CacheMode::Require } else { CacheMode::Fill };
         let cache = NeffCache::open(device::programs(), mode)?;
         let compiler = self.compiler_for(&cache)?;
-        Ok(NeuronDevice::open(self.open_runtime()?, core, compiler)?.with_cache(cache))
+        let cores = core..core.saturating_add(ranks as u32);
+        Ok(NeuronDevice::group(self.open_runtime()?, cores, compiler)?.with_cache(cache))
     }
 
     /// A device that fills the directory of compiled programs, on any host.
     ///
     /// # Errors
     /// If the compiler is not there.
-    pub(crate) fn offline(&self) -> Result<OfflineDevice, NeuronError> {
+    pub(crate) fn offline(&self, ranks: usize) -> Result<OfflineDevice, NeuronError> {
         let cache = NeffCache::open(device::programs(), CacheMode::Fill)?;
-        Ok(OfflineDevice::new(self.open_compiler()?, cache))
+        Ok(OfflineDevice::new(self.open_compiler()?, cache, ranks))
     }
 
-    pub(crate) fn capabilities(&self, core: u32) -> Result<Capabilities, NeuronError> {
+    pub(crate) fn capabilities(&self, core: u32, ranks: usize) -> Result<Capabilities, NeuronError> {
         let runtime = self.open_runtime()?;
         let ([major, minor, patch], cores) = (runtime.version(), runtime.core_count()?);
         let compiler = match self.open_compiler() {
@@ -67,7 +68,7 @@ impl NeuronOptions {
             name: format!("neuron:{core}"),
             device: format!("{cores} cores through {path}, runtime {major}.{minor}.{patch}; {compiler}"),
             formats: Format::ALL.to_vec(),
-            memory_bytes: Some(runtime.memory(core)?.bytes_limit),
+            memory_bytes: Some(runtime.memory(core)?.bytes_limit * ranks as u64),
         })
     }
 

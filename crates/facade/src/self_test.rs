@@ -57,7 +57,7 @@ pub fn self_test(
     let description = capabilities(device, options)?.device;
     let test = match device {
         Device::Pjrt { plugin, ranks: 1 } => test(device::compiling(plugin, 1)?, stride, on_group),
-        Device::Neuron { core } => test(options.neuron.open(*core)?, stride, on_group),
+        Device::Neuron { core, ranks: 1 } => test(options.neuron.open(*core, 1)?, stride, on_group),
         other => return Err(Error::NoSelfTest { device: other.clone() }),
     };
     Ok(SelfTest { description, ..test })

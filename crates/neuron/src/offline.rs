@@ -8,14 +8,15 @@ use crate::{Compiler, NeffCache, NeuronError, core_memory_bytes};
 pub struct OfflineDevice {
     compiler: Compiler,
     cache: NeffCache,
+    ranks: usize,
     name: String,
 }
 
 impl OfflineDevice {
-    /// A device that keeps what this compiler makes in this cache.
-    pub fn new(compiler: Compiler, cache: NeffCache) -> Self {
+    /// A device that keeps what this compiler makes in this cache, for so many cores that run each module together.
+    pub fn new(compiler: Compiler, cache: NeffCache, ranks: usize) -> Self {
         let name = format!("neuron ({} offline)", compiler.target().chip);
-        OfflineDevice { compiler, cache, name }
+        OfflineDevice { compiler, cache, ranks, name }
     }
 
     /// What it compiles for.
@@ -36,12 +37,16 @@ impl Device for OfflineDevice {
         &self.name
     }
 
+    fn ranks(&self) -> usize {
+        self.ranks
+    }
+
     fn options(&self, module: String) -> Options {
-        Options::neuron(module)
+        Options { ranks: self.ranks, ..Options::neuron(module) }
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        Some(core_memory_bytes(self.target()))
+        Some(core_memory_bytes(self.target()) * self.ranks as u64)
     }
 
     fn compile(&self, program: &Program) -> Result<(), DeviceError> {

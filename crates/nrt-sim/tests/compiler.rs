@@ -142,7 +142,7 @@ fn a_cache_that_cannot_be_written_is_done_without() {
 fn programs_are_compiled_for_hosts_with_cores() {
     let folder = TempDir::new().unwrap();
     let cache = NeffCache::open(folder.path(), CacheMode::Fill).unwrap();
-    let offline = OfflineDevice::new(compiler(), cache);
+    let offline = OfflineDevice::new(compiler(), cache, 1);
     let program = lower(&square(), &offline.options("square".into()));
     offline.compile(&program).unwrap();
     assert_eq!(offline.memory_bytes(), Some(24 << 30));
