@@ -1,4 +1,4 @@
-use std::{collections::hash_map::RandomState, hash::BuildHasher, path::PathBuf};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -172,9 +172,9 @@ pub(crate) struct DoctorArgs {
     /// The device to test: neuron, neuron:CORE, pjrt or pjrt:PATH.
     #[arg(long, requires = "selftest")]
     pub(crate) device: Option<String>,
-    /// Test every so many-th case of each operation; only the first one if left out.
+    /// Cases of each operation to test; 2 if left out.
     #[arg(long, value_name = "N", requires = "selftest")]
-    pub(crate) every: Option<std::num::NonZeroUsize>,
+    pub(crate) cases: Option<NonZeroUsize>,
     #[command(flatten)]
     pub(crate) neuron: NeuronArgs,
 }

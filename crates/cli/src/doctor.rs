@@ -32,12 +32,15 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 const NEURON: Device = Device::Neuron { core: 0, ranks: 1 };
 
+/// Of each operation; a compiler may take a minute for one.
+const CASES: usize = 2;
+
 /// Tests one device, and fails if it failed.
 fn test(device: &Device, args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let options = DeviceOptions { neuron: args.neuron.options(device)?, ..DeviceOptions::default() };
     let bar = output::operations_bar();
-    let stride = args.every.map_or(usize::MAX, usize::from);
-    let result = self_test(device, &options, stride, &|done, all| {
+    let cases = args.cases.map_or(CASES, usize::from);
+    let result = self_test(device, &options, cases, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     })?;

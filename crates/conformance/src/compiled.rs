@@ -1,6 +1,6 @@
 use samebits_graph::{Graph, GraphError, Trace};
 use samebits_hlo::{Argument, Device, DeviceError, Source, lower};
-use samebits_tensor::{Error, Format, HostTensor, Result, Tensor, Weight};
+use samebits_tensor::{Error, Format, HostTensor, HostWeight, Result, Tensor, Weight};
 
 use crate::{Case, Subject};
 
@@ -39,7 +39,11 @@ fn record(case: &Case) -> Result<(Graph, Vec<Tensor<Trace>>), GraphError> {
     let inputs = case.inputs.iter().enumerate();
     let inputs = inputs.map(|(i, x)| trace.input(&format!("input.{i}"), x.shape(), x.dtype()));
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
-    let weights = case.weights.iter().map(|host| Weight::pack(&trace, host)).collect::<Result<Vec<_>>>()?;
+    let weights = case.weights.iter().enumerate().map(|(i, host)| {
+        // Those of a case may be called the same, and tensors of a program may not.
+        Weight::pack(&trace, &HostWeight { name: format!("{i}.{}", host.name), ..host.clone() })
+    });
+    let weights = weights.collect::<Result<Vec<_>>>()?;
     let outputs = case.apply(&trace, &inputs, &weights)?;
     let names: Vec<String> = (0..outputs.len()).map(|i| format!("output.{i}")).collect();
     let named: Vec<_> = names.iter().map(String::as_str).zip(&outputs).collect();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use samebits_checkpoint::Checkpoint;
-use samebits_conformance::{Compiled, Group, Report, check_every};
+use samebits_conformance::{Compiled, Group, Report, check_sample};
 use samebits_cpu::Cpu;
 use samebits_engine::{Batch, BatchSeq, PageId, Runner, RunnerError};
 use samebits_hlo::{Argument, Device as Compiles, DeviceError, Options, Program};
@@ -43,21 +43,21 @@ pub struct ModelTest {
     pub differs_at: Option<usize>,
 }
 
-/// Tests a device. Of the op suite, every `stride`th case of each operation is run, beginning with the first. `on_group` is told
-/// how many operations are done, and how many there are.
+/// Tests a device. Of the op suite, so many cases of each operation are run. `on_group` is told how many operations are done, and
+/// how many there are.
 ///
 /// # Errors
 /// If the device cannot be opened, or has no self-test. What fails later is part of the result.
 pub fn self_test(
     device: &Device,
     options: &DeviceOptions,
-    stride: usize,
+    cases: usize,
     on_group: &dyn Fn(usize, usize),
 ) -> Result<SelfTest, Error> {
     let description = capabilities(device, options)?.device;
     let test = match device {
-        Device::Pjrt { plugin, ranks: 1 } => test(device::compiling(plugin, 1)?, stride, on_group),
-        Device::Neuron { core, ranks: 1 } => test(options.neuron.open(*core, 1)?, stride, on_group),
+        Device::Pjrt { plugin, ranks: 1 } => test(device::compiling(plugin, 1)?, cases, on_group),
+        Device::Neuron { core, ranks: 1 } => test(options.neuron.open(*core, 1)?, cases, on_group),
         other => return Err(Error::NoSelfTest { device: other.clone() }),
     };
     Ok(SelfTest { description, ..test })
@@ -97,12 +97,12 @@ impl SelfTest {
     }
 }
 
-fn test<D: Compiles>(device: D, stride: usize, on_group: &dyn Fn(usize, usize)) -> SelfTest {
+fn test<D: Compiles>(device: D, cases: usize, on_group: &dyn Fn(usize, usize)) -> SelfTest {
     let timed = Timed { device: Arc::new(device), programs: Arc::default() };
     let mut groups = Vec::with_capacity(Group::ALL.len());
     for &group in Group::ALL {
         on_group(groups.len(), Group::ALL.len());
-        groups.push(check_every(stride, &Compiled(&timed), group, &[]));
+        groups.push(check_sample(cases, &Compiled(&timed), group, &[]));
     }
     on_group(groups.len(), Group::ALL.len());
     let name = timed.name().to_owned();
