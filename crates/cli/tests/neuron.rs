@@ -26,7 +26,9 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn(&Host)); 4] = [
+type Test = fn(&Host);
+
+const TESTS: [(&str, Test); 4] = [
     ("a model compiled elsewhere says the same", a_model_compiled_elsewhere_says_the_same),
     ("what is missing is named", what_is_missing_is_named),
     ("an owner's test passes", an_owners_test_passes),
