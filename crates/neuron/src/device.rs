@@ -163,13 +163,13 @@ impl NeuronDevice {
         executable: &Executable,
         arguments: Vec<Vec<Argument<'_, Tensor>>>,
     ) -> Result<Vec<Vec<Tensor>>, NeuronError> {
-        let (interface, ranks) = (&executable.interface, self.cores.len());
+        let (interface, ranks) = (&executable.interface, executable.loaded.len());
         if arguments.len() != ranks {
             let what = format!("arguments of {} ranks, and there are {ranks}", arguments.len());
             return Err(NeuronError::Argument { index: 0, what });
         }
-        let prepared = self.cores.iter().zip(&arguments);
-        let prepared = prepared.map(|(core, arguments)| Prepared::new(core, interface, arguments));
+        let prepared = executable.loaded.iter().zip(&arguments);
+        let prepared = prepared.map(|(on, arguments)| Prepared::new(&on.core, interface, arguments));
         let prepared: Vec<Prepared> = prepared.collect::<Result<_, _>>()?;
         let done = executable.run(&prepared);
         let refused = |done: &Result<(), NeuronError>| done.as_ref().is_err_and(|it| !it.spoils_outputs());
@@ -220,7 +220,7 @@ impl Prepared {
         interface: &Interface,
         arguments: &[Argument<'_, Tensor>],
     ) -> Result<Self, NeuronError> {
-        let mut inputs = handles(interface, arguments)?;
+        let mut inputs = handles(core, interface, arguments)?;
         let mut fresh = Vec::with_capacity(interface.outputs.len());
         for (output, binding) in interface.outputs.iter().enumerate() {
             let input = interface.aliased(output);
@@ -391,6 +391,7 @@ fn named<'a>(
 
 /// The arguments' memory, by the parameters.
 fn handles(
+    core: &Arc<Core>,
     interface: &Interface,
     arguments: &[Argument<'_, Tensor>],
 ) -> Result<Vec<Option<TensorHandle>>, NeuronError> {
@@ -408,6 +409,9 @@ fn handles(
         let tensor = tensor.ok_or_else(|| wrong("it was given away before".into()))?;
         if tensor.bytes != input.bytes() {
             return Err(wrong(format!("{} bytes for {} of {}", tensor.bytes, input.name, input.bytes())));
+        }
+        if !Arc::ptr_eq(&tensor.core, core) {
+            return Err(wrong(format!("it is on core {} and not on {}", tensor.core.index, core.index)));
         }
         Ok(tensor.handle)
     };

@@ -126,6 +126,11 @@ fn arguments_that_do_not_fit_are_named() {
     let inputs = vec![Argument::Given(&mut gone), Argument::Kept(&rows), Argument::Kept(&values)];
     let gone = refused(&device, &ready, ready.arguments(inputs));
     assert!(gone.contains("argument 0: it was given away before"), "{gone}");
+    let elsewhere = upload(&common::device(30), &[2, 2], &[0.0f32; 4]);
+    let mut given = Some(state(&device));
+    let inputs = vec![Argument::Given(&mut given), Argument::Kept(&rows), Argument::Kept(&elsewhere)];
+    let other = refused(&device, &ready, ready.arguments(inputs));
+    assert!(other.contains("argument 2: it is on core 30 and not on 5"), "{other}");
     let error = device.download(&short, &mut [0; 9]).unwrap_err().to_string();
     assert!(error.contains("9 bytes for a tensor of 8"), "{error}");
 }
