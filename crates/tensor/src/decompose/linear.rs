@@ -71,12 +71,14 @@ pub fn quantize_blocks<B: Backend>(x: &Tensor<B>) -> Result<(Tensor<B>, Tensor<B
     Ok((q.cast(DType::I8)?, tiny.select(&zero, &scale)?))
 }
 
-/// `dot` over float weights, a column of both operands at a time.
+/// `dot` over float weights, whose terms are products of columns of both operands.
 fn dense<B: Backend>(x: &Tensor<B>, weight: &Tensor<B>) -> Result<Tensor<B>> {
     let (m, n, k) = (x.dims()[0], weight.dims()[0], x.dims()[1]);
-    let x = without_tiny(&x.cast(weight.dtype())?.cast(DType::F32)?)?;
-    let w = without_tiny(&weight.cast(DType::F32)?)?;
-    add_in_order(k, 1, |i| x.at(1, i)?.repeat(1, n)?.mul(&w.at(1, i)?.repeat(0, m)?))
+    let x = without_tiny(&x.cast(weight.dtype())?.cast(DType::F32)?)?.permute(&[1, 0])?;
+    let w = without_tiny(&weight.cast(DType::F32)?)?.permute(&[1, 0])?;
+    add_in_order(k, 1, m * n, |columns| {
+        x.narrow(0, columns.clone())?.repeat(2, n)?.mul(&w.narrow(0, columns)?.repeat(1, m)?)
+    })
 }
 
 fn without_tiny<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
@@ -92,14 +94,16 @@ fn blocks32<B: Backend>(
     let (m, n) = (x.dims()[0], q.dims()[0]);
     let (xq, d) = activation_blocks(x, 32)?;
     let wq = block_major(q, 32)?;
-    add_in_order(x.dims()[1] / 32, 32, |block| {
-        let isum = block_dot(&xq, &wq, block)?.cast(DType::F32)?;
-        let mut sum = rows(scale, block, m)?.mul(&isum)?;
-        if let Some(min) = min {
-            let xsum = value_sums(&xq, block)?.cast(DType::F32)?.repeat(1, n)?;
-            sum = sum.add(&rows(min, block, m)?.mul(&xsum)?)?;
+    let (scale, min) = (columns(scale)?, min.map(columns).transpose()?);
+    add_in_order(x.dims()[1] / 32, 32, m * n, |blocks| {
+        let of = |x: &Tensor<B>| x.narrow(0, blocks.clone());
+        let isum = of(&xq)?.matmul_exact(&of(&wq)?)?.cast(DType::F32)?;
+        let mut sum = of(&scale)?.repeat(1, m)?.mul(&isum)?;
+        if let Some(min) = &min {
+            let xsum = value_sums(&of(&xq)?)?.cast(DType::F32)?.repeat(2, n)?;
+            sum = sum.add(&of(min)?.repeat(1, m)?.mul(&xsum)?)?;
         }
-        sum.mul(&d.at(1, block)?.repeat(1, n)?)
+        sum.mul(&of(&d)?.repeat(2, n)?)
     })
 }
 
@@ -116,33 +120,35 @@ fn blocks256<B: Backend>(
     let (xq, d) = activation_blocks(x, 256)?;
     let xq = xq.permute(&[1, 0, 2])?.reshape([m, k])?;
     let (xq, wq) = (block_major(&xq, sub_len)?, block_major(q, sub_len)?);
-    let (sub_scale, sub_min) = (sub_scale.cast(DType::I32)?, min.map(|(_, sub)| sub.cast(DType::I32)));
-    let sub_min = sub_min.transpose()?;
-    add_in_order(k / 256, 256, |block| {
-        let range = block * subs..(block + 1) * subs;
-        let mut isum = Tensor::full(x.backend(), [m, n], 0)?;
-        for sub in range.clone() {
-            let factor = sub_scale.at(1, sub)?.repeat(0, m)?;
-            isum = isum.add(&block_dot(&xq, &wq, sub)?.mul(&factor)?)?;
+    let integers = |x: &Tensor<B>| columns(&x.cast(DType::I32)?);
+    let (scale, sub_scale) = (columns(scale)?, integers(sub_scale)?);
+    let min = min.map(|(min, sub)| columns(min).and_then(|min| Ok((min, integers(sub)?)))).transpose()?;
+    add_in_order(k / 256, 256, m * n * subs, |blocks| {
+        let of = |x: &Tensor<B>| x.narrow(0, blocks.clone());
+        let of_subs = |x: &Tensor<B>| x.narrow(0, blocks.start * subs..blocks.end * subs);
+        // Exact sums of what each part of a block contributes.
+        let add_subs = |parts: Tensor<B>| {
+            let parts = parts.reshape([blocks.len(), subs, m, n])?;
+            let sum = Tensor::full(parts.backend(), [blocks.len(), m, n], 0)?;
+            (0..subs).try_fold(sum, |sum, sub| sum.add(&parts.at(1, sub)?))?.cast(DType::F32)
+        };
+        let factor = of_subs(&sub_scale)?.repeat(1, m)?;
+        let isum = add_subs(of_subs(&xq)?.matmul_exact(&of_subs(&wq)?)?.mul(&factor)?)?;
+        let mut sum = of(&scale)?.repeat(1, m)?.mul(&isum)?;
+        if let Some((min, sub_min)) = &min {
+            let xsum = value_sums(&of_subs(&xq)?)?.repeat(2, n)?;
+            let msum = add_subs(xsum.mul(&of_subs(sub_min)?.repeat(1, m)?)?)?;
+            sum = sum.sub(&of(min)?.repeat(1, m)?.mul(&msum)?)?;
         }
-        let mut sum = rows(scale, block, m)?.mul(&isum.cast(DType::F32)?)?;
-        if let (Some((min, _)), Some(sub_min)) = (min, &sub_min) {
-            let mut msum = Tensor::full(x.backend(), [m, n], 0)?;
-            for sub in range {
-                let xsum = value_sums(&xq, sub)?.repeat(1, n)?;
-                msum = msum.add(&xsum.mul(&sub_min.at(1, sub)?.repeat(0, m)?)?)?;
-            }
-            sum = sum.sub(&rows(min, block, m)?.mul(&msum.cast(DType::F32)?)?)?;
-        }
-        sum.mul(&d.at(1, block)?.repeat(1, n)?)
+        sum.mul(&of(&d)?.repeat(2, n)?)
     })
 }
 
-/// Quantised activations `[blocks, m, len]` and their scales `[m, blocks]`.
+/// Quantised activations `[blocks, m, len]` and their scales `[blocks, m]`.
 fn activation_blocks<B: Backend>(x: &Tensor<B>, len: usize) -> Result<(Tensor<B>, Tensor<B>)> {
     let &[m, k] = x.dims() else { return Err(crate::Error::shape("linear", "x is not a matrix")) };
     let (q, d) = quantize_blocks(&x.reshape([m, k / len, len])?)?;
-    Ok((q.permute(&[1, 0, 2])?, d))
+    Ok((q.permute(&[1, 0, 2])?, columns(&d)?))
 }
 
 /// `[rows, cols]` as `[cols / len, rows, len]`.
@@ -151,20 +157,14 @@ fn block_major<B: Backend>(q: &Tensor<B>, len: usize) -> Result<Tensor<B>> {
     q.reshape([rows, cols / len, len])?.permute(&[1, 0, 2])
 }
 
-/// Exact dot of one block: i32 `[m, n]`.
-fn block_dot<B: Backend>(xq: &Tensor<B>, wq: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
-    let product = xq.narrow(0, block..block + 1)?.matmul_exact(&wq.narrow(0, block..block + 1)?)?;
-    product.at(0, 0)
+/// `[rows, cols]` as `[cols, rows]`.
+fn columns<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
+    x.permute(&[1, 0])
 }
 
-/// Exact sum of one block of activations: i32 `[m]`.
-fn value_sums<B: Backend>(xq: &Tensor<B>, block: usize) -> Result<Tensor<B>> {
-    let ones = Tensor::full(xq.backend(), [1, 1, xq.dims()[2]], 1i8)?;
-    let sums = xq.narrow(0, block..block + 1)?.matmul_exact(&ones)?;
-    sums.reshape([xq.dims()[1]])
-}
-
-/// `scale[n, block]` as `[m, n]`.
-fn rows<B: Backend>(scale: &Tensor<B>, block: usize, m: usize) -> Result<Tensor<B>> {
-    scale.at(1, block)?.repeat(0, m)
+/// Exact sums of blocks of activations `[blocks, m, len]`: i32 `[blocks, m]`.
+fn value_sums<B: Backend>(xq: &Tensor<B>) -> Result<Tensor<B>> {
+    let &[blocks, m, len] = xq.dims() else { return Err(crate::Error::shape("linear", "no blocks")) };
+    let ones = Tensor::full(xq.backend(), [blocks, 1, len], 1i8)?;
+    xq.matmul_exact(&ones)?.reshape([blocks, m])
 }

@@ -1,9 +1,10 @@
 //! The two orders in which floats are summed (rule R5).
 
+use std::ops::Range;
+
 use crate::{
-    Backend, Result, Tensor,
+    Backend, Error, Result, Tensor,
     contract::{DOT_SPAN, SUM_LANES},
-    tensor::check,
 };
 
 /// `sum` of the last axis, which is dropped: 128 strided lanes, each starting at +0, then a halving tree.
@@ -22,28 +23,61 @@ pub fn sum_last<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
     lanes.at(axis, 0)
 }
 
-/// `dot`'s order over terms that each stand for `step` values of the contraction index: `term(i)` for `i` in
-/// `0..terms`, in order inside spans of 512 values, one accumulator a span starting at +0, then the spans in order.
+/// Most elements of terms that are computed at once: a graph of many terms is far smaller than a graph of each.
+const TERMS: usize = 1 << 23;
+
+/// `dot`'s order over terms `[m, n]` that each stand for `step` values of the contraction index: in order inside spans of 512
+/// values, one accumulator a span starting at +0, then the spans in order. `term` computes those of a range, as `[range, m, n]`;
+/// each takes `size` elements.
 pub fn add_in_order<B: Backend>(
     terms: usize,
     step: usize,
-    mut term: impl FnMut(usize) -> Result<Tensor<B>>,
+    size: usize,
+    mut term: impl FnMut(Range<usize>) -> Result<Tensor<B>>,
 ) -> Result<Tensor<B>> {
-    check(terms > 0, "dot", || "an empty contraction".into())?;
     let per_span = DOT_SPAN / step;
-    let mut total: Option<Tensor<B>> = None;
-    for start in (0..terms).step_by(per_span) {
-        let first = term(start)?;
-        let mut span = first.filled(0.0)?.add(&first)?;
-        for index in start + 1..(start + per_span).min(terms) {
-            span = span.add(&term(index)?)?;
+    let together = (TERMS / size.max(1)).max(1);
+    let (mut start, mut total) = (0, None::<Tensor<B>>);
+    while start < terms {
+        let spans = (together / per_span).max(1).min((terms - start) / per_span);
+        let end = if spans == 0 { terms } else { start + spans * per_span };
+        let sums = add_spans(start..end, spans.max(1), together, &mut term)?;
+        for span in 0..spans.max(1) {
+            let span = sums.at(0, span)?;
+            total = Some(match total {
+                Some(total) => total.add(&span)?,
+                None => span,
+            });
         }
-        total = Some(match total {
-            Some(total) => total.add(&span)?,
-            None => span,
-        });
+        start = end;
     }
-    total.ok_or_else(|| crate::Error::shape("dot", "an empty contraction"))
+    total.ok_or_else(|| Error::shape("dot", "an empty contraction"))
+}
+
+/// Sums `[spans, m, n]` of as many spans, each of the same number of terms. Of a single one, no more terms than `together` are
+/// computed at once.
+fn add_spans<B: Backend>(
+    range: Range<usize>,
+    spans: usize,
+    together: usize,
+    term: &mut impl FnMut(Range<usize>) -> Result<Tensor<B>>,
+) -> Result<Tensor<B>> {
+    let mut sums: Option<Tensor<B>> = None;
+    let stride = if spans == 1 { together } else { range.len() };
+    for start in range.clone().step_by(stride) {
+        let terms = term(start..range.end.min(start + stride))?;
+        let &[count, m, n] = terms.dims() else { return Err(Error::shape("dot", "terms are matrices")) };
+        let terms = terms.reshape([spans, count / spans, m, n])?;
+        let mut sum = match sums {
+            Some(sums) => sums,
+            None => Tensor::full(terms.backend(), [spans, m, n], 0.0)?,
+        };
+        for index in 0..count / spans {
+            sum = sum.add(&terms.at(1, index)?)?;
+        }
+        sums = Some(sum);
+    }
+    sums.ok_or_else(|| Error::shape("dot", "an empty span"))
 }
 
 /// `x` with +0 after the last axis up to `extent`: adding +0 to a sum that started at +0 changes no bit.
