@@ -12,7 +12,10 @@ use std::sync::{
 
 use common::{
     GGUF, NAMES, batch,
-    compiled::{assert_same, check_chunks, compiled, cpu, crowded, engine, on, on_cpu, plan, serve, small},
+    compiled::{
+        assert_same, check_chunks, check_shared_pages, compiled, cpu, crowded, engine, on, on_cpu, plan,
+        serve, small,
+    },
     pages, prompt, runner, step, tiny,
 };
 use samebits_checkpoint::Checkpoint;
@@ -50,6 +53,13 @@ fn smollm2() {
     let checkpoint = Checkpoint::open(found.path).unwrap();
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 31 + 17) % 40_000).collect();
     check_chunks(device(), &checkpoint, "SmolLM2", &tokens, &[16, 16, 5, 1, 1, 1]);
+}
+
+#[test]
+fn pages_of_a_common_beginning_are_shared() {
+    for name in ["llama3", "gguf/wide.mixed256.gguf"] {
+        check_shared_pages(device(), &tiny(name), name);
+    }
 }
 
 #[test]

@@ -69,6 +69,23 @@ pub(crate) fn check_chunks<D: Device>(
     assert_eq!(start, tokens.len());
 }
 
+/// Two sequences of one beginning, whose pages are shared, go on together as if each had computed all of its own.
+pub(crate) fn check_shared_pages<D: Device>(device: D, checkpoint: &Checkpoint, name: &str) {
+    let prompt = prompt();
+    let (common, mine, yours) = (&prompt[..32], &prompt[40..45], &prompt[60..63]);
+    let mut found = compiled(device, checkpoint, &plan(checkpoint));
+    let table = pages(&found, 48, 3, 7);
+    let other = [table[0], table[1], pages(&found, 16, 5, 1)[0]];
+    for start in [0, 16] {
+        step(&mut found, &batch(&[(&table, start, &common[start..start + 16])]));
+    }
+    let found = step(&mut found, &batch(&[(&table, 32, mine), (&other, 32, yours)]));
+    for (found, rest) in found.iter().zip([mine, yours]) {
+        let expected = logits_by_token(&mut runner(cpu(), checkpoint), &[common, rest].concat());
+        assert_same(name, &expected[expected.len() - 1], found);
+    }
+}
+
 pub(crate) fn assert_same(what: &str, expected: &[f32], found: &[f32]) {
     let differs = expected.iter().zip(found).position(|(a, b)| a.to_bits() != b.to_bits());
     assert_eq!((expected.len(), None), (found.len(), differs), "{what}");

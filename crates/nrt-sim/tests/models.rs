@@ -12,7 +12,7 @@ use samebits_engine::{Request, RequestError, RequestId, RunnerError};
 use samebits_neuron::abi::Status;
 use shared::{
     NAMES,
-    compiled::{Outputs, check_chunks, crowded, engine, on, on_cpu, serve, serve_on},
+    compiled::{Outputs, check_chunks, check_shared_pages, crowded, engine, on, on_cpu, serve, serve_on},
     prompt, tiny,
 };
 
@@ -28,14 +28,21 @@ fn chunks_of_every_architecture_and_of_blocks() {
     assert_eq!(sim.misuses(), 0);
 }
 
-/// Some tokens in one bucket: a real model in mixed block formats.
+#[test]
+fn pages_of_a_common_beginning_are_shared() {
+    let sim = Sim::alone();
+    check_shared_pages(device(0), &tiny("llama3"), "llama3");
+    assert_eq!(sim.misuses(), 0);
+}
+
+/// Steps of 16, of few and of one token: a real model in mixed block formats.
 #[test]
 fn smollm2() {
     let _sim = Sim::alone();
     let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
     let checkpoint = Checkpoint::open(found.path).unwrap();
-    let tokens: Vec<u32> = (0..7).map(|i| (i * i * 31 + 17) % 40_000).collect();
-    check_chunks(device(9), &checkpoint, "SmolLM2", &tokens, &[4, 3]);
+    let tokens: Vec<u32> = (0..24).map(|i| (i * i * 31 + 17) % 40_000).collect();
+    check_chunks(device(9), &checkpoint, "SmolLM2", &tokens, &[16, 3, 1, 1, 1, 1, 1]);
 }
 
 #[test]
