@@ -3,7 +3,7 @@ use std::{
     fs,
     fs::File,
     io,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -38,7 +38,11 @@ impl Compiler {
     /// # Errors
     /// If it cannot be started, or does not tell its version.
     pub fn open(program: impl Into<PathBuf>, target: Target) -> Result<Self, NeuronError> {
-        let program = program.into();
+        let mut program: PathBuf = program.into();
+        if program.components().count() > 1 {
+            // It is run in another directory.
+            program = path::absolute(&program).unwrap_or(program);
+        }
         let version = version(&program)?;
         Ok(Compiler { program: Some(program), version, target, flags: Vec::new() })
     }

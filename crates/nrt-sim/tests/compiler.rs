@@ -41,6 +41,15 @@ fn a_neff_holds_the_module() {
 }
 
 #[test]
+fn a_relative_path_is_meant_from_here() {
+    let here = std::env::current_dir().unwrap();
+    let up: std::path::PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let real = Path::new(env!("CARGO_BIN_EXE_neuronx-cc"));
+    let relative = up.join(real.strip_prefix("/").unwrap());
+    assert!(Compiler::open(relative, TARGET).unwrap().compile(&module()).is_ok());
+}
+
+#[test]
 fn what_is_whole_is_loaded_and_nothing_else() {
     let folder = TempDir::new().unwrap();
     let compiler = logged(folder.path());
