@@ -8,7 +8,7 @@ use samebits_pjrt::{
     testing::{self, CpuPlugin},
 };
 
-/// Every so many-th case, on a plugin; all of them with `SAMEBITS_CASE_STRIDE=1`, which takes the better part of an hour.
+/// Every so many-th case, on a plugin; all of them with `SAMEBITS_CASE_STRIDE=1`, which takes some eight minutes.
 fn check(plugin: CpuPlugin, stride: usize) {
     let chosen = std::env::var("SAMEBITS_CASE_STRIDE").ok().map(|it| it.parse().expect("a number"));
     let plugin = Plugin::open(plugin.path()).expect("a plugin");
@@ -20,15 +20,15 @@ fn check(plugin: CpuPlugin, stride: usize) {
 
 #[test]
 fn newest_plugin() {
-    check(testing::CPU_PLUGINS[2], 32);
+    check(testing::CPU_PLUGINS[2], 12);
 }
 
 #[test]
 fn plugin_of_another_version() {
-    check(testing::CPU_PLUGINS[1], 64);
+    check(testing::CPU_PLUGINS[1], 48);
 }
 
 #[test]
 fn oldest_plugin() {
-    check(testing::CPU_PLUGINS[0], 64);
+    check(testing::CPU_PLUGINS[0], 48);
 }
