@@ -3,16 +3,17 @@
 
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use common::{
-    GGUF, Letters, NAMES, batch, logits_by_token, pages, prompt, runner, runner_with, step, tiny,
+    GGUF, Letters, NAMES, Outputs, batch, logits_by_token, pages, prompt, runner, runner_with,
+    serve_together, step, tiny,
     traced::{Bucket, Replay, record},
 };
 use samebits_candle::{Candle, Device as CandleDevice};
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::{Cpu, Host, Isa};
-use samebits_engine::{Engine, EngineConfig, Event, PageId, Request, RequestId, Runner, SamplingParams};
+use samebits_engine::{Engine, EngineConfig, PageId, Runner};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 
 /// The portable kernels on one thread, a token at a time, alone: what everything else is compared with.
@@ -171,7 +172,7 @@ fn preemption_and_recomputation() {
 }
 
 /// Tokens and log-probabilities (as bits) of six requests served together, and how often one was preempted.
-fn serve(checkpoint: &Checkpoint, pages: usize) -> (BTreeMap<RequestId, Vec<(u32, u32)>>, u64) {
+fn serve(checkpoint: &Checkpoint, pages: usize) -> (Outputs, u64) {
     let config = RunnerConfig { max_tokens_per_step: 24, max_context: 96, ..common::runner_config() };
     let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &config, None).unwrap();
     let plan = MemoryPlan { pages, ..plan };
@@ -179,24 +180,8 @@ fn serve(checkpoint: &Checkpoint, pages: usize) -> (BTreeMap<RequestId, Vec<(u32
     let runner = ModelRunner::load(cpu(Isa::best(), 2), &checkpoint.config, weights, &config, &plan, &|_| {});
     let engine = Engine::new(Box::new(runner.unwrap()), Arc::new(Letters), EngineConfig::default());
     let mut engine = engine.unwrap();
-    for i in 0..6u64 {
-        let tokens = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
-        let mut request = Request::new(RequestId(i), tokens, 40);
-        request.sampling = SamplingParams { seed: i, logprobs: Some(0), ..SamplingParams::default() };
-        engine.add(request).unwrap();
-    }
-    let mut outputs: BTreeMap<RequestId, Vec<(u32, u32)>> = BTreeMap::new();
-    while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, logprobs, .. } => {
-                    outputs.entry(id).or_default().push((token, logprobs.unwrap().chosen.to_bits()));
-                }
-                Event::Finished { .. } => {}
-                Event::Failed { error, .. } => panic!("{error}"),
-            }
-        }
-    }
+    let (outputs, errors) = serve_together(&mut engine, 6, 40);
+    assert!(errors.is_empty(), "{errors:?}");
     (outputs, engine.stats().preemptions)
 }
 

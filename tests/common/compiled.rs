@@ -1,16 +1,16 @@
 //! Whole models on devices that compile ahead, beside the CPU.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
-use samebits_engine::{
-    Engine, EngineConfig, Event, Request, RequestError, RequestId, Runner, SamplingParams, Stats,
-};
+use samebits_engine::{Engine, EngineConfig, RequestError, Runner, Stats};
 use samebits_hlo::Device;
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
 
-use super::{Letters, batch, logits_by_token, pages, prompt, runner, runner_config, step};
+use super::{
+    Letters, Outputs, batch, logits_by_token, pages, prompt, runner, runner_config, serve_together, step,
+};
 
 pub(crate) fn cpu() -> Cpu {
     Cpu::builder().threads(2).build().unwrap()
@@ -91,9 +91,6 @@ pub(crate) fn assert_same(what: &str, expected: &[f32], found: &[f32]) {
     assert_eq!((expected.len(), None), (found.len(), differs), "{what}");
 }
 
-/// Tokens and log-probabilities (as bits) by request.
-pub(crate) type Outputs = BTreeMap<RequestId, Vec<(u32, u32)>>;
-
 pub(crate) fn engine(runner: Box<dyn Runner>) -> Engine {
     Engine::new(runner, Arc::new(Letters), EngineConfig::default()).unwrap()
 }
@@ -107,24 +104,5 @@ pub(crate) fn serve(runner: Box<dyn Runner>) -> (Outputs, Vec<RequestError>, Sta
 
 /// The same, on an engine that may have served before.
 pub(crate) fn serve_on(engine: &mut Engine) -> (Outputs, Vec<RequestError>) {
-    for i in 0..4u64 {
-        let tokens = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
-        let mut request = Request::new(RequestId(i), tokens, 24);
-        request.sampling = SamplingParams { seed: i, logprobs: Some(0), ..SamplingParams::default() };
-        engine.add(request).unwrap();
-    }
-    let (mut outputs, mut errors) = (Outputs::new(), Vec::new());
-    while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, logprobs, .. } => {
-                    outputs.entry(id).or_default().push((token, logprobs.unwrap().chosen.to_bits()));
-                }
-                Event::Finished { .. } => {}
-                Event::Failed { error, .. } => errors.push(error),
-            }
-        }
-        engine.check_invariants().unwrap();
-    }
-    (outputs, errors)
+    serve_together(engine, 4, 24)
 }

@@ -4,11 +4,17 @@
 pub(crate) mod compiled;
 pub(crate) mod traced;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
-use samebits_engine::{Batch, BatchSeq, PageId, Runner, Vocabulary};
+use samebits_engine::{
+    Batch, BatchSeq, Engine, Event, PageId, Request, RequestError, RequestId, Runner, SamplingParams,
+    Vocabulary,
+};
 use samebits_kernels::cpu::flush_subnormals;
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::Backend;
@@ -104,6 +110,37 @@ pub(crate) fn flushing(cpu: &Cpu, work: impl FnOnce()) {
 pub(crate) fn logits_by_token(runner: &mut dyn Runner, tokens: &[u32]) -> Vec<Vec<f32>> {
     let pages = pages(runner, tokens.len(), 0, 1);
     (0..tokens.len()).map(|i| step(runner, &batch(&[(&pages, i, &tokens[i..i + 1])])).remove(0)).collect()
+}
+
+/// Tokens and log-probabilities (as bits) by request.
+pub(crate) type Outputs = BTreeMap<RequestId, Vec<(u32, u32)>>;
+
+/// What so many requests for so many tokens give that are served together, and the errors of those that failed.
+pub(crate) fn serve_together(
+    engine: &mut Engine,
+    requests: u64,
+    tokens: usize,
+) -> (Outputs, Vec<RequestError>) {
+    for i in 0..requests {
+        let prompt = prompt()[i as usize * 5..][..20 + i as usize].to_vec();
+        let mut request = Request::new(RequestId(i), prompt, tokens);
+        request.sampling = SamplingParams { seed: i, logprobs: Some(0), ..SamplingParams::default() };
+        engine.add(request).unwrap();
+    }
+    let (mut outputs, mut errors) = (Outputs::new(), Vec::new());
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { id, token, logprobs, .. } => {
+                    outputs.entry(id).or_default().push((token, logprobs.unwrap().chosen.to_bits()));
+                }
+                Event::Finished { .. } => {}
+                Event::Failed { error, .. } => errors.push(error),
+            }
+        }
+        engine.check_invariants().unwrap();
+    }
+    (outputs, errors)
 }
 
 /// A vocabulary without an end, for which every token is a letter.

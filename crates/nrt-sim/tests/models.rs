@@ -11,8 +11,8 @@ use samebits_checkpoint::Checkpoint;
 use samebits_engine::{Request, RequestError, RequestId, RunnerError};
 use samebits_neuron::abi::Status;
 use shared::{
-    NAMES,
-    compiled::{Outputs, check_chunks, check_shared_pages, crowded, engine, on, on_cpu, serve, serve_on},
+    NAMES, Outputs,
+    compiled::{check_chunks, check_shared_pages, crowded, engine, on, on_cpu, serve, serve_on},
     prompt, tiny,
 };
 
