@@ -8,7 +8,7 @@ use super::{
     codec::{
         Codec, Iq4Nl, Mxfp4, Signed3, Signed4, Signed5, Signed6, Signed8, Unsigned2, Unsigned4, Unsigned5,
     },
-    elementwise::{load_at, store_at},
+    elementwise::store_at,
     isa::{Isa, Kernel},
     matrix::MatrixMut,
     panel::{LANES, PanelLayout, Side},
@@ -96,7 +96,7 @@ impl<C: Codec, B: BlockKind> Kernel for Blocks<'_, C, B> {
 }
 
 /// Bytes of activations that stay in a core's second cache beside the weights that stream by.
-const CACHED: usize = 256 << 10;
+const CACHED: usize = 512 << 10;
 
 impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
     /// Tiles from which on decoding weights to memory, once for all, is cheaper than decoding them to registers for each: more
@@ -118,49 +118,64 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
             return;
         }
         let block = (CACHED / self.task.x.cols().max(1)).max(T) / T * T;
-        let mut stages = STAGES.take().unwrap_or_else(|| Box::new([Stage::zeros(); MOST_PANELS]));
+        let mut room = ROOM.take().unwrap_or_default();
+        room.totals.resize(room.totals.len().max(P * block), [0.0; 16]);
         for start in (0..tokens).step_by(block) {
             let tokens = start..(start + block).min(tokens);
             let whole = self.panels() / P * P;
             for p in (0..whole).step_by(P) {
-                let stages = stages.first_chunk_mut().expect("a stage for each panel");
-                self.staged::<S, P, T>(s, p, tokens.clone(), stages);
+                self.staged::<S, P, T>(s, p, tokens.clone(), &mut room);
             }
             for p in whole..self.panels() {
-                let stage = stages.first_chunk_mut().expect("a stage");
-                self.staged::<S, 1, T>(s, p, tokens.clone(), stage);
+                self.staged::<S, 1, T>(s, p, tokens.clone(), &mut room);
             }
         }
-        STAGES.set(Some(stages));
+        ROOM.set(Some(room));
     }
 
-    /// `P` panels by some tiles of `T` tokens. The integers of a span are decoded once for all tiles.
+    /// `P` panels by some tiles of `T` tokens. The integers of a span, and of a short one that is left after it, are decoded
+    /// once for all tiles.
     #[inline(always)]
     fn staged<S: Simd, const P: usize, const T: usize>(
         &mut self,
         s: S,
         p: usize,
         tokens: Range<usize>,
-        stage: &mut [Stage; P],
+        room: &mut Room,
     ) {
-        let spans = self.task.layout.cols().div_ceil(DOT_SPAN);
-        for span in 0..spans {
-            let panels: [_; P] = std::array::from_fn(|i| self.panel_span(p + i, span));
-            let sides = panels.map(|span| split::<C, B>(span).1);
-            for (stage, span) in stage.iter_mut().zip(panels) {
-                stage.decode::<S, C, B>(s, span);
-            }
-            let next = match span_bytes::<C, B>() {
-                len if span + 1 < spans => len,
-                len => P * self.task.layout.bytes() - span * len,
-            };
-            for (tile, start) in tokens.clone().step_by(T).enumerate() {
-                for span in panels {
-                    let lines = span.len().div_ceil(64).div_ceil(tokens.len() / T);
-                    prefetch(s, part(span, tile, 64 * lines), next);
+        let mut stages = room.stages.each_mut().map(|stages| stages.first_chunk_mut::<P>().expect("panels"));
+        let totals = room.totals.as_chunks_mut::<T>().0.as_chunks_mut::<P>().0;
+        let (cols, tiles) = (self.task.layout.cols(), tokens.len() / T);
+        let (spans, whole) = (cols.div_ceil(DOT_SPAN), (cols / DOT_SPAN).max(1));
+        let both = part(self.task.panels, p / P, P * self.task.layout.bytes());
+        let ask = 64 * both.len().div_ceil(64).div_ceil(whole * tiles);
+        for span in 0..whole {
+            let last = span + 1 == whole;
+            let count = if last { spans - span } else { 1 };
+            let panels = [span, span + 1].map(|span| std::array::from_fn(|i| self.panel_span(p + i, span)));
+            let sides = panels.map(|panels: [_; P]| panels.map(|span| split::<C, B>(span).1));
+            for (stages, panels) in stages.iter_mut().zip(panels).take(count) {
+                for (stage, span) in stages.iter_mut().zip(panels) {
+                    stage.decode::<S, C, B>(s, span);
                 }
-                let acc = staged_span::<S, C, B, P, T>(s, stage, sides, self.x_span(start, T, span));
-                self.accumulate(s, p, start, span, acc);
+            }
+            for ((tile, start), totals) in tokens.clone().step_by(T).enumerate().zip(&mut *totals) {
+                prefetch(s, part(both, span * tiles + tile, ask), both.len());
+                let x = self.x_span(start, T, span);
+                let mut acc = staged_span::<S, C, B, P, T>(s, stages[0], sides[0], x);
+                if span > 0 {
+                    add_totals(s, totals, &mut acc);
+                }
+                if count > 1 {
+                    keep_totals(s, acc, totals);
+                    let x = self.x_span(start, T, span + 1);
+                    acc = staged_span::<S, C, B, P, T>(s, stages[1], sides[1], x);
+                    add_totals(s, totals, &mut acc);
+                }
+                match last {
+                    true => self.store(s, p, start, acc),
+                    false => keep_totals(s, acc, totals),
+                }
             }
         }
     }
@@ -222,30 +237,49 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         }
     }
 
-    /// Spans are added in order. (No sum that starts at +0 is ever -0, so the first may replace what is there.)
+    /// The product of `P` panels and a tile.
     #[inline(always)]
-    fn accumulate<S: Simd, const P: usize, const T: usize>(
+    fn store<S: Simd, const P: usize, const T: usize>(
         &mut self,
         s: S,
         p: usize,
         start: usize,
-        span: usize,
-        acc: [[S::F; T]; P],
+        totals: [[S::F; T]; P],
     ) {
-        for t in 0..T {
-            let row = self.task.out.row(start + t);
-            let Some(whole) = row[LANES * p..].as_chunks_mut().0.first_chunk_mut::<P>() else {
-                for (i, acc) in acc.iter().enumerate() {
-                    let before = if span == 0 { s.splat(0.0) } else { load_at(s, row, p + i) };
-                    store_at(s, s.add(before, acc[t]), row, p + i);
-                }
-                continue;
-            };
-            for (out, acc) in whole.iter_mut().zip(&acc) {
-                let before = if span == 0 { s.splat(0.0) } else { s.load(out) };
-                s.store(s.add(before, acc[t]), out);
+        let Some(rows) = self.task.out.lanes::<T, P>(start, LANES * p) else {
+            for t in 0..T {
+                let row = self.task.out.row(start + t);
+                (0..P).for_each(|i| store_at(s, totals[i][t], row, p + i));
             }
+            return;
+        };
+        for (t, row) in rows.into_iter().enumerate() {
+            (0..P).for_each(|i| s.store(totals[i][t], &mut row[i]));
         }
+    }
+}
+
+/// The sums of the spans before, and that of this one. (No sum that starts at +0 is ever -0, so the first span's may stand
+/// for itself.)
+#[inline(always)]
+fn add_totals<S: Simd, const P: usize, const T: usize>(
+    s: S,
+    totals: &[[[f32; 16]; T]; P],
+    acc: &mut [[S::F; T]; P],
+) {
+    for (totals, acc) in totals.as_flattened().iter().zip(acc.as_flattened_mut()) {
+        *acc = s.add(s.load(totals), *acc);
+    }
+}
+
+#[inline(always)]
+fn keep_totals<S: Simd, const P: usize, const T: usize>(
+    s: S,
+    acc: [[S::F; T]; P],
+    totals: &mut [[[f32; 16]; T]; P],
+) {
+    for (acc, total) in acc.as_flattened().iter().zip(totals.as_flattened_mut()) {
+        s.store(*acc, total);
     }
 }
 
@@ -285,7 +319,21 @@ const MOST_PANELS: usize = 2;
 
 thread_local! {
     /// Kept from task to task, since clearing it takes as long as some of them.
-    static STAGES: Cell<Option<Box<[Stage; MOST_PANELS]>>> = const { Cell::new(None) };
+    static ROOM: Cell<Option<Box<Room>>> = const { Cell::new(None) };
+}
+
+/// What a thread needs for panels that many tiles share.
+struct Room {
+    /// Of a span, and of a short one after it.
+    stages: [[Stage; MOST_PANELS]; 2],
+    /// Sums of the spans so far, of each tile.
+    totals: Vec<[f32; 16]>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room { stages: [[Stage::zeros(); MOST_PANELS]; 2], totals: Vec::new() }
+    }
 }
 
 /// The decoded units of a span of one panel, and the scales of its blocks of 32.

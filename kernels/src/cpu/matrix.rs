@@ -44,6 +44,21 @@ impl<'a> MatrixMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.cols) }
     }
 
+    /// `16 P` columns of `T` rows, from a row and a column on, if the box has them.
+    #[inline(always)]
+    pub(super) fn lanes<const T: usize, const P: usize>(
+        &mut self,
+        row: usize,
+        col: usize,
+    ) -> Option<[&mut [[f32; 16]; P]; T]> {
+        if row + T > self.rows || col + 16 * P > self.cols {
+            return None;
+        }
+        // SAFETY: rows and columns inside the box, whose elements only `self` reaches, are borrowed for as long; rows share
+        // no element.
+        Some(std::array::from_fn(|t| unsafe { &mut *self.start.add((row + t) * self.stride + col).cast() }))
+    }
+
     /// The columns before `col`, and the others.
     pub fn split_cols(self, col: usize) -> (Self, Self) {
         assert!(col <= self.cols, "column {col} of {}", self.cols);
