@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Tokens of a task: enough that decoding weights, which each task does, is little beside their products.
-const TOKENS: usize = 256;
+const TOKENS: usize = 128;
 
 /// Bytes of a task's rows of gate and up, which stay in a core's second cache.
 const SCRATCH_BYTES: usize = 1 << 18;
