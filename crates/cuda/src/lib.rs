@@ -96,20 +96,10 @@ impl Builder {
     /// # Errors
     /// [`OpenError`], which says what was looked for, and what to do.
     pub fn open(self) -> Result<Cuda, OpenError> {
-        let (driver, description) = Driver::open(self.ordinal)?;
-        let driver = Arc::new(driver);
-        let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
-        let memory = Memory::new(driver.clone(), self.memory_bytes.unwrap_or(free - free / SPARED));
+        let (driver, capabilities) = self.driver()?;
+        let memory = Memory::new(driver.clone(), capabilities.memory_bytes.unwrap_or_default());
         let staging =
             Staging::new(driver.clone()).map_err(|error| OpenError::driver("cuMemHostAlloc", error))?;
-        let (major, minor) = description.capability;
-        let version = driver::version(description.driver_version);
-        let capabilities = Capabilities {
-            name: NAME.into(),
-            device: format!("{}, sm_{major}{minor}, driver {version}", description.name),
-            formats: Format::ALL.to_vec(),
-            memory_bytes: Some(memory.bytes()),
-        };
         let kernels = Kernels::load(&driver)?;
         let shared = Shared {
             driver,
@@ -121,6 +111,28 @@ impl Builder {
             capabilities,
         };
         Ok(Cuda { shared: Arc::new(shared) })
+    }
+
+    /// What the device is and takes, without the time that its kernels take to load.
+    ///
+    /// # Errors
+    /// As [`Builder::open`], but for what kernels and copies need.
+    pub fn capabilities(self) -> Result<Capabilities, OpenError> {
+        self.driver().map(|(_, capabilities)| capabilities)
+    }
+
+    fn driver(self) -> Result<(Arc<Driver>, Capabilities), OpenError> {
+        let (driver, description) = Driver::open(self.ordinal)?;
+        let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
+        let (major, minor) = description.capability;
+        let version = driver::version(description.driver_version);
+        let capabilities = Capabilities {
+            name: NAME.into(),
+            device: format!("{}, sm_{major}{minor}, driver {version}", description.name),
+            formats: Format::ALL.to_vec(),
+            memory_bytes: Some(self.memory_bytes.unwrap_or(free - free / SPARED)),
+        };
+        Ok((Arc::new(driver), capabilities))
     }
 }
 

@@ -39,11 +39,6 @@ impl Memory {
         Arc::new(Memory { driver, bytes, reserved: OnceLock::new() })
     }
 
-    /// Bytes that tensors may fill.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Room for so many bytes, which are not written yet.
     pub(crate) fn buffer(self: &Arc<Self>, op: &'static str, bytes: usize) -> Result<Buffer> {
         let failed = |detail| Error::Backend { backend: NAME.into(), op, detail };

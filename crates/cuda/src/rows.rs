@@ -1,7 +1,9 @@
 //! Fused operations whose kernels are in `rows.cu`, `reduce.cu` and `embedding.cu`.
 
 use bytemuck::bytes_of;
-use samebits_tensor::{DType, KvCache, PlainWeight, Result, RopeTable, Shape, Tensor, contract::SUM_LANES};
+use samebits_tensor::{
+    DType, Error, KvCache, PlainWeight, Result, RopeTable, Shape, Tensor, contract::SUM_LANES,
+};
 
 use crate::{
     Buffer, Cuda,
@@ -170,6 +172,30 @@ impl Cuda {
         arguments.extend([bytes_of(&number), self.fault()]);
         self.launch(kernel, row_blocks(op, ids.dims()[0])?, &arguments, &shape)?;
         Ok(self.floats(&shape, out))
+    }
+
+    /// Quantises the rows of `x`, whose length `block_len` (32 or 256) divides, as linear layers do: int8 values of that shape and a
+    /// scale for each block, `[rows, blocks]`. See [`samebits_tensor::decompose::quantize_blocks`].
+    ///
+    /// # Errors
+    /// If there is no such block, or the driver refuses.
+    pub fn quantize(&self, x: &Tensor<Self>, block_len: usize) -> Result<(Tensor<Self>, Tensor<Self>)> {
+        let op = "quantize";
+        let kernel = match block_len {
+            32 => "quantize_32",
+            256 => "quantize_256",
+            _ => return Err(Error::shape(op, format!("blocks of {block_len} values"))),
+        };
+        let &[rows, columns] = x.dims() else { return Err(Error::shape(op, format!("x {}", x.shape()))) };
+        if !columns.is_multiple_of(block_len) {
+            return Err(Error::shape(op, format!("rows of {columns} in blocks of {block_len} values")));
+        }
+        let shape = Shape::from([rows, columns / block_len]);
+        let (q, scales) = (self.room(op, x.shape(), DType::I8)?, self.room(op, &shape, DType::F32)?);
+        let blocks = extent(op, shape.elements())?;
+        let arguments = [q.argument(), scales.argument(), x.data().argument(), bytes_of(&blocks)];
+        self.launch(kernel, warps(op, shape.elements())?, &arguments, x.shape())?;
+        Ok((Tensor::from_data(self, x.shape(), DType::I8, q), self.floats(&shape, scales)))
     }
 
     /// A tensor of f32.

@@ -1,0 +1,8 @@
+//! A device for tests.
+
+use samebits_cuda::Cuda;
+
+/// The device, with memory of its own.
+pub(crate) fn cuda() -> Cuda {
+    Cuda::builder().memory_bytes(256 << 20).open().expect("a device")
+}
