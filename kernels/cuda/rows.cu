@@ -1,6 +1,20 @@
 // Operations of whole rows. A block of SUM_LANES threads has a row, and each thread a lane of its sum (rule R5).
 #include "contract.cuh"
 
+// Floats of a row that a block keeps in shared memory; of longer rows it reads the device's again.
+constexpr u32 ROW_MAX = 8192;
+
+// Copies a row in accesses of 16 bytes, where rows begin at multiples of that.
+__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
+    if (n % 4 == 0) {
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
+    } else {
+        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
+    }
+    __syncthreads();
+}
+
 // 1 / sqrt(sum(x * x) * (1 / n) + eps)
 template <class F>
 __device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, float* shared, F x) {
@@ -13,15 +27,39 @@ __device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, floa
     return 1.0f / sqrtf(block_sum(lane, shared) * reciprocal_n + eps);
 }
 
+// out[i] = f(x[i], weight[i]), four at a time where rows are aligned.
+template <class F>
+__device__ __forceinline__ void map_row(
+    float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, F f) {
+    if (n % 4 == 0) {
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) {
+            float4 v = ((const float4*)x)[i], w = ((const float4*)weight)[i];
+            ((float4*)out)[i] = {f(v.x, w.x), f(v.y, w.y), f(v.z, w.z), f(v.w, w.w)};
+        }
+    } else {
+        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = f(x[i], weight[i]);
+    }
+}
+
+__device__ __forceinline__ void norm_row(
+    float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, float reciprocal_n,
+    float eps, float* shared) {
+    float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
+    map_row(out, x, weight, n, [=](float x, float w) { return (x * r) * w; });
+}
+
 // decompose::rms_norm, `reciprocal_n` being 1 / n.
 extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
     float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, u32 n,
     float reciprocal_n, float eps) {
     __shared__ float shared[SUM_LANES];
+    __shared__ alignas(16) float row[ROW_MAX];
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
-    float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
-    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = (x[i] * r) * weight[i];
+    if (n > ROW_MAX) return norm_row(out, x, weight, n, reciprocal_n, eps, shared);
+    stage(row, x, n);
+    norm_row(out, row, weight, n, reciprocal_n, eps, shared);
 }
 
 // decompose::layer_norm
