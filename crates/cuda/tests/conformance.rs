@@ -5,7 +5,7 @@ mod common;
 use samebits_conformance::{Group, check_every};
 
 /// Every so many-th case of operations of which one takes a second; all of them with `SAMEBITS_CASE_STRIDE=1`.
-const STRIDE: usize = 12;
+const STRIDE: usize = 16;
 
 const SLOW: [Group; 9] = [
     Group::LinearDense,
