@@ -68,14 +68,24 @@ fn write_or_compare(output: &Path, modules: &BTreeMap<String, String>, is_check:
     Ok(())
 }
 
-/// The text without the compiler's greeting, for the oldest version of the language that it fits.
+/// The text without the compiler's greeting and constants that no kernel reads, for the oldest version of the language that
+/// it fits.
 fn portable(ptx: &str) -> anyhow::Result<String> {
     let start = ptx.find(".version ").context("PTX without a version")?;
     let rest = ptx[start..].split_once('\n').context("PTX of one line")?.1;
+    let mentions =
+        |name: &str| rest.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|it| *it == name).count();
+    let is_read = |line: &&str| constant(line).is_none_or(|name| mentions(name) > 1);
+    let rest = rest.lines().filter(is_read).collect::<Vec<_>>().join("\n");
     Ok(format!(
         "// By `cargo xtask ptx`, from the source of the same name.\n{VERSION}\n{}\n",
         rest.trim_end()
     ))
+}
+
+/// The name in a line that defines a constant, such as `.global .align 4 .u32 WARP = 32;`.
+fn constant(line: &str) -> Option<&str> {
+    line.strip_prefix(".global ")?.split(" = ").next()?.split(' ').next_back()
 }
 
 /// Kernels are looked up by their names alone.
@@ -135,10 +145,11 @@ mod tests {
 
     #[test]
     fn headers_are_replaced_and_names_are_unique() {
-        let ptx =
-            "//\n// Compiler Build ID: CL-1\n\n.version 9.5\n.target sm_80\n.visible .entry a(\n)\n\n\n";
+        let ptx = "//\n// Compiler Build ID: CL-1\n\n.version 9.5\n.target sm_80\n.global .align 4 .u32 UNREAD = 1;\n\
+                   .global .align 4 .u32 READ = 2;\n.visible .entry a(\n)\n{\nld.global.u32 %r1, [READ];\n}\n\n\n";
         let portable = portable(ptx).unwrap();
         assert!(portable.contains("\n.version 8.0\n.target sm_80\n") && !portable.contains("Build"));
+        assert!(portable.contains(" READ = 2;") && !portable.contains("UNREAD"));
         let module = |name: &str| (name.to_owned(), portable.clone());
         assert!(check_names(&BTreeMap::from([module("x.ptx")])).is_ok());
         let error = check_names(&BTreeMap::from([module("x.ptx"), module("y.ptx")])).unwrap_err();

@@ -64,9 +64,11 @@ fn test_report(test: &SelfTest) -> String {
     let seconds: f64 = test.programs.iter().map(|(_, seconds)| seconds).sum();
     let mut rows = vec![
         ("device", format!("{}: {}", test.device, test.description)),
-        ("programs", format!("{} compiled or found in {seconds:.1} s", test.programs.len())),
         ("operations", format!("{} cases, {} failed", test.conformance.cases(), failures.len())),
     ];
+    if !test.programs.is_empty() {
+        rows.insert(1, ("programs", format!("{} compiled or found in {seconds:.1} s", test.programs.len())));
+    }
     rows.extend(failures.iter().map(|failure| ("failed", format!("{}: {}", failure.case, failure.detail))));
     rows.push(("model", model));
     rows.push(("result", if test.passed() { "passed" } else { "FAILED" }.into()));

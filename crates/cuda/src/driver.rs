@@ -7,7 +7,10 @@
 use std::{
     cell::Cell,
     ffi::CString,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cudarc::driver::{
@@ -16,13 +19,13 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, CUevent_flags, CUresult},
 };
 
-use crate::error::OpenError;
+use crate::{error::OpenError, lock};
 
 /// The driver of CUDA 12.0, the first that takes the kernels' version of PTX.
 const OLDEST_DRIVER: i32 = 12_000;
 
 /// The functions of the driver that are called.
-const FUNCTIONS: [&str; 29] = [
+const FUNCTIONS: [&str; 30] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -49,6 +52,7 @@ const FUNCTIONS: [&str; 29] = [
     "cuMemcpyDtoDAsync_v2",
     "cuModuleLoadData",
     "cuModuleGetFunction",
+    "cuModuleUnload",
     "cuLaunchKernel",
     "cuGetErrorName",
     "cuGetErrorString",
@@ -61,6 +65,7 @@ pub(crate) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    modules: Mutex<Vec<sys::CUmodule>>,
 }
 
 // SAFETY: the driver's calls may come from any thread, once the context is current there, which `bind` sees to.
@@ -82,7 +87,7 @@ pub(crate) struct Grid {
     pub(crate) threads: u32,
 }
 
-/// An entry of a loaded module. Modules stay loaded as long as the context.
+/// An entry of a loaded module, for as long as the driver that loaded it.
 #[derive(Clone, Copy)]
 pub(crate) struct Function(sys::CUfunction);
 
@@ -128,7 +133,8 @@ impl Driver {
             _ => OpenError::driver("cuDevicePrimaryCtxRetain", error),
         })?;
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let mut driver = Driver { number, device, context, stream: std::ptr::null_mut() };
+        let stream = std::ptr::null_mut();
+        let mut driver = Driver { number, device, context, stream, modules: Mutex::default() };
         driver.bind().map_err(failed("cuCtxSetCurrent"))?;
         driver.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
         Ok((driver, description))
@@ -242,13 +248,14 @@ impl Driver {
         unsafe { stream::synchronize(self.stream) }
     }
 
-    /// Loads a module, which stays as long as the context, and finds entries of it.
+    /// Loads a module, which stays as long as this, and finds entries of it.
     pub(crate) fn load(&self, ptx: &str, entries: &[&str]) -> Result<Vec<Function>, DriverError> {
         self.bind()?;
         let invalid = |_| DriverError(CUresult::CUDA_ERROR_INVALID_PTX);
         let text = CString::new(ptx).map_err(invalid)?;
         // SAFETY: text of PTX that ends in a zero and lives through the call.
         let module = unsafe { module::load_data(text.as_ptr().cast())? };
+        lock(&self.modules).push(module);
         let find = |name: &&str| {
             let name = CString::new(*name).map_err(invalid)?;
             // SAFETY: the module has just been loaded.
@@ -287,7 +294,13 @@ impl Drop for Driver {
         let _ = self.bind();
         if !self.stream.is_null() {
             // SAFETY: the stream is this value's, and this is its last use.
-            let _ = unsafe { stream::synchronize(self.stream).and_then(|()| stream::destroy(self.stream)) };
+            let _ = unsafe { stream::synchronize(self.stream) };
+            // SAFETY: as above.
+            let _ = unsafe { stream::destroy(self.stream) };
+        }
+        for module in lock(&self.modules).drain(..) {
+            // SAFETY: loaded by this value, whose work is done.
+            let _ = unsafe { module::unload(module) };
         }
         // SAFETY: retained once, in `open`.
         let _ = unsafe { primary_ctx::release(self.device) };
