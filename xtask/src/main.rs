@@ -1,7 +1,8 @@
-//! Developer tasks: `cargo xtask tidy`, `cargo xtask bless`, `cargo xtask instructions`.
-#![forbid(unsafe_code)]
+//! Developer tasks: `cargo xtask tidy`, `cargo xtask bless`, `cargo xtask instructions`, `cargo xtask ptx`.
+#![deny(unsafe_code)]
 
 mod instructions;
+mod ptx;
 mod tidy;
 
 use std::{
@@ -16,6 +17,8 @@ cargo xtask tidy     check the architecture invariants that can be read off the 
 cargo xtask bless    write the golden bits of the numerics contract anew; raise NUMERICS_VERSION first
 cargo xtask instructions [--bless]
                      count the instructions of the hot kernels, and compare with the committed counts or write them
+cargo xtask ptx [--check]
+                     compile the CUDA kernels to the PTX that the tree ships, or compare it; installs NVRTC from PyPI
 ";
 
 fn main() -> ExitCode {
@@ -23,11 +26,8 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("tidy") => tidy::check(&root()),
         Some("bless") => bless(),
-        Some("instructions") => match std::env::args().nth(2).as_deref() {
-            None => instructions::check(&root(), false),
-            Some("--bless") => instructions::check(&root(), true),
-            Some(other) => Err(anyhow!("{other}: not an option; there is --bless")),
-        },
+        Some("instructions") => option("--bless").and_then(|bless| instructions::check(&root(), bless)),
+        Some("ptx") => option("--check").and_then(|check| ptx::run(&root(), check)),
         _ => {
             print!("{HELP}");
             return ExitCode::from(u8::from(task.is_some()));
@@ -39,6 +39,15 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Whether a task has the one option that it may have.
+fn option(name: &str) -> anyhow::Result<bool> {
+    match std::env::args().nth(2) {
+        None => Ok(false),
+        Some(given) if given == name => Ok(true),
+        Some(other) => Err(anyhow!("{other}: not an option; there is {name}")),
     }
 }
 

@@ -24,6 +24,7 @@ Examples:
   samebits bench smollm2 --against llama.cpp
   samebits compile smollm2 --device pjrt:/opt/plugin.so
   samebits compile smollm2 --device neuron --neuron-target trn2
+  samebits run smollm2 \"Why is the sky blue?\" --device cuda
   samebits doctor
   samebits doctor --device neuron --selftest --json
 
@@ -166,10 +167,10 @@ pub(crate) struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Test a device that compiles ahead: whether it has the bits of the reference. Fails if it has not.
+    /// Test a device: whether it has the bits of the reference. Fails if it has not.
     #[arg(long, requires = "device")]
     pub(crate) selftest: bool,
-    /// The device to test: neuron, neuron:CORE, pjrt or pjrt:PATH.
+    /// The device to test: cuda, cuda:NUMBER, neuron, neuron:CORE, pjrt or pjrt:PATH.
     #[arg(long, requires = "selftest")]
     pub(crate) device: Option<String>,
     /// Cases of each operation to test; 2 if left out.
@@ -210,7 +211,8 @@ pub(crate) struct ModelArgs {
 
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to run: cpu, candle, candle-float, reference, pjrt:PATH for the first device of a PJRT plugin, or neuron:CORE.
+    /// Where to run: cpu, candle, candle-float, reference, cuda:NUMBER for an NVIDIA GPU among those that CUDA_VISIBLE_DEVICES
+    /// leaves, pjrt:PATH for the first device of a PJRT plugin, or neuron:CORE.
     #[arg(long, default_value = "cpu", help_heading = "Device")]
     pub(crate) device: String,
     /// Devices that share each layer, each with its part of the weights and of the cache: for pjrt and neuron. The bits stay

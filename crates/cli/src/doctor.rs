@@ -8,9 +8,6 @@ use serde_json::{Value, json};
 
 use crate::{args::DoctorArgs, output};
 
-/// Backends that this version does not have, and what stands for them.
-const ABSENT: [(&str, &str); 1] = [("cuda", "this version has no CUDA backend")];
-
 /// A device and what was found of it.
 struct Finding {
     name: &'static str,
@@ -67,9 +64,11 @@ fn test_report(test: &SelfTest) -> String {
     let seconds: f64 = test.programs.iter().map(|(_, seconds)| seconds).sum();
     let mut rows = vec![
         ("device", format!("{}: {}", test.device, test.description)),
-        ("programs", format!("{} compiled or found in {seconds:.1} s", test.programs.len())),
         ("operations", format!("{} cases, {} failed", test.conformance.cases(), failures.len())),
     ];
+    if !test.programs.is_empty() {
+        rows.insert(1, ("programs", format!("{} compiled or found in {seconds:.1} s", test.programs.len())));
+    }
     rows.extend(failures.iter().map(|failure| ("failed", format!("{}: {}", failure.case, failure.detail))));
     rows.push(("model", model));
     rows.push(("result", if test.passed() { "passed" } else { "FAILED" }.into()));
@@ -77,16 +76,15 @@ fn test_report(test: &SelfTest) -> String {
 }
 
 fn findings(options: &DeviceOptions) -> Vec<Finding> {
-    let compiling = [Device::Pjrt { plugin: None, ranks: 1 }, NEURON];
-    let devices = Device::BUILT_IN.into_iter().chain(compiling);
-    let present = devices.map(|device| Finding {
+    let others = [Device::Cuda { ordinal: 0 }, Device::Pjrt { plugin: None, ranks: 1 }, NEURON];
+    let devices = Device::BUILT_IN.into_iter().chain(others);
+    let findings = devices.map(|device| Finding {
         name: device.name(),
         found: capabilities(&device, options)
             .map(|capabilities| capabilities.device)
             .map_err(|error| error.to_string()),
     });
-    let absent = ABSENT.into_iter().map(|(name, why)| Finding { name, found: Err(why.into()) });
-    present.chain(absent).collect()
+    findings.collect()
 }
 
 /// Instruction sets of this processor that there are kernels for: name and title, the best last.

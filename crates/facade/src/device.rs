@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use samebits_candle::{Candle, Device as CandleDevice};
 use samebits_checkpoint::Resolver;
 use samebits_cpu::{Cpu, Host, Isa};
+use samebits_cuda::Cuda;
 use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
 use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
@@ -25,6 +26,11 @@ pub enum Device {
     CandleFloat,
     /// The host's processors through plain primitives: the reference that every backend is compared with. Slow.
     Reference,
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Its number among those that the driver shows, which `CUDA_VISIBLE_DEVICES` limits and orders.
+        ordinal: u32,
+    },
     /// The first devices of a PJRT plugin, which compiles the model ahead of time.
     Pjrt {
         /// The plugin's library; the first that [`samebits_pjrt::discover`] finds if `None`.
@@ -65,6 +71,7 @@ impl Device {
             Device::Candle => "candle",
             Device::CandleFloat => "candle-float",
             Device::Reference => "reference",
+            Device::Cuda { .. } => "cuda",
             Device::Pjrt { .. } => "pjrt",
             Device::Neuron { .. } => "neuron",
         }
@@ -75,6 +82,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Pjrt { plugin: Some(plugin), .. } => write!(f, "pjrt:{}", plugin.display()),
+            Device::Cuda { ordinal } => write!(f, "cuda:{ordinal}"),
             Device::Neuron { core, .. } => write!(f, "neuron:{core}"),
             _ => f.write_str(self.name()),
         }
@@ -91,22 +99,27 @@ impl FromStr for Device {
         if name == "pjrt" {
             return Ok(Device::Pjrt { plugin: None, ranks: 1 });
         }
-        if let Some(core) = name.strip_prefix("neuron") {
-            let core =
-                if core.is_empty() { Some(0) } else { core.strip_prefix(':').and_then(|it| it.parse().ok()) };
-            if let Some(core) = core {
-                return Ok(Device::Neuron { core, ranks: 1 });
-            }
+        if let Some(core) = numbered(name, "neuron") {
+            return Ok(Device::Neuron { core, ranks: 1 });
+        }
+        if let Some(ordinal) = numbered(name, "cuda") {
+            return Ok(Device::Cuda { ordinal });
         }
         let known = Device::BUILT_IN.into_iter().find(|device| device.name() == name);
         known.ok_or_else(|| Error::UnknownDevice {
             name: name.into(),
             known: format!(
-                "{}, pjrt:PATH, neuron:CORE",
+                "{}, cuda:NUMBER, pjrt:PATH, neuron:CORE",
                 Device::BUILT_IN.map(|device| device.name()).join(", ")
             ),
         })
     }
+}
+
+/// The number of one of several devices of a kind, such as `cuda:1`; 0 of the kind's name alone.
+fn numbered(name: &str, kind: &str) -> Option<u32> {
+    let rest = name.strip_prefix(kind)?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix(':')?.parse().ok() }
 }
 
 /// How the host's processors are used.
@@ -144,6 +157,7 @@ pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabili
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
         Device::Reference => Host.capabilities().clone(),
+        Device::Cuda { ordinal } => Cuda::builder().ordinal(*ordinal).capabilities()?,
         Device::Pjrt { plugin, ranks } => {
             let device = pjrt(plugin.clone(), *ranks, None)?;
             let (major, minor) = device.client().plugin().api_version();
@@ -201,12 +215,12 @@ pub(crate) struct Loading<'a> {
 }
 
 impl Loading<'_> {
-    fn onto<B: Backend>(self, backend: B) -> Result<Box<dyn Runner>, Error> {
+    pub(crate) fn onto<B: Backend>(self, backend: B) -> Result<Box<dyn Runner>, Error> {
         let Loading { config, weights, runner, plan, on_weight } = self;
         Ok(Box::new(ModelRunner::load(backend, config, weights, runner, plan, on_weight)?))
     }
 
-    fn compiled_for<D: samebits_hlo::Device>(self, device: D) -> Result<CompiledRunner<D>, Error> {
+    pub(crate) fn compiled_for<D: samebits_hlo::Device>(self, device: D) -> Result<CompiledRunner<D>, Error> {
         let Loading { config, weights, runner, plan, on_weight } = self;
         Ok(CompiledRunner::load(device, config, weights, runner, plan, on_weight)?)
     }
@@ -229,6 +243,7 @@ pub(crate) fn open(
         (Device::Candle, None) => model.onto(Candle::exact(CandleDevice::Cpu)),
         (Device::CandleFloat, None) => model.onto(Candle::float(CandleDevice::Cpu)),
         (Device::Reference, None) => model.onto(Host),
+        (Device::Cuda { ordinal }, None) => model.onto(Cuda::open(*ordinal)?),
         (Device::Pjrt { plugin, ranks }, None) => {
             Ok(Box::new(model.compiled_for(compiling(plugin, *ranks)?)?))
         }

@@ -35,15 +35,18 @@ pub enum Error {
     /// A device that failed.
     #[error(transparent)]
     Runner(#[from] samebits_engine::RunnerError),
+    /// An NVIDIA GPU, or its driver.
+    #[error(transparent)]
+    Cuda(#[from] samebits_cuda::OpenError),
     /// A PJRT plugin or its device.
     #[error(transparent)]
     Pjrt(#[from] samebits_pjrt::PjrtError),
     /// A NeuronCore, its runtime or its compiler.
     #[error(transparent)]
     Neuron(#[from] samebits_neuron::NeuronError),
-    /// A self-test of a device that runs no compiled programs.
+    /// A self-test of a device that is tested where it is built, or of several at once.
     #[error(
-        "the device {device} has no self-test; `pjrt` and `neuron` have one, the others are tested where they are built"
+        "the device {device} has no self-test; `cuda`, `pjrt` and `neuron` have one, the others are tested where they are built"
     )]
     NoSelfTest {
         /// The device asked for.

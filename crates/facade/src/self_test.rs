@@ -7,17 +7,21 @@ use std::{
 };
 
 use samebits_checkpoint::Checkpoint;
-use samebits_conformance::{Compiled, Group, Report, check_sample};
+use samebits_conformance::{Compiled, Group, Report, Subject, check_sample};
 use samebits_cpu::Cpu;
+use samebits_cuda::Cuda;
 use samebits_engine::{Batch, BatchSeq, PageId, Runner, RunnerError};
 use samebits_hlo::{Argument, Device as Compiles, DeviceError, Options, Program};
-use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
+use samebits_runner::{MemoryPlan, RunnerConfig};
 use samebits_tensor::{HostTensor, contract::NUMERICS_VERSION};
 use serde_json::{Value, json};
 
-use crate::{Device, DeviceOptions, Error, capabilities, device};
+use crate::{
+    Device, DeviceOptions, Error, capabilities,
+    device::{self, Loading},
+};
 
-/// What a device that compiles ahead did with a part of the op suite and with a small model.
+/// What a device did with a part of the op suite and with a small model.
 #[derive(Clone, Debug)]
 pub struct SelfTest {
     /// The device.
@@ -28,7 +32,7 @@ pub struct SelfTest {
     pub conformance: Report,
     /// A small model beside the CPU, or why it could not be run.
     pub model: Result<ModelTest, String>,
-    /// Each module, and the seconds until it was compiled, or found compiled, and loaded.
+    /// Each module of a device that compiles ahead, and the seconds until it was compiled, or found compiled, and loaded.
     pub programs: Vec<(String, f64)>,
 }
 
@@ -56,6 +60,7 @@ pub fn self_test(
 ) -> Result<SelfTest, Error> {
     let description = capabilities(device, options)?.device;
     let test = match device {
+        Device::Cuda { ordinal } => test_cuda(&Cuda::open(*ordinal)?, cases, on_group),
         Device::Pjrt { plugin, ranks: 1 } => test(device::compiling(plugin, 1)?, cases, on_group),
         Device::Neuron { core, ranks: 1 } => test(options.neuron.open(*core, 1)?, cases, on_group),
         other => return Err(Error::NoSelfTest { device: other.clone() }),
@@ -99,16 +104,38 @@ impl SelfTest {
 
 fn test<D: Compiles>(device: D, cases: usize, on_group: &dyn Fn(usize, usize)) -> SelfTest {
     let timed = Timed { device: Arc::new(device), programs: Arc::default() };
+    let device = timed.name().to_owned();
+    let conformance = test_operations(&device, &Compiled(&timed), cases, on_group);
+    let model = test_model(&|model| {
+        let mut runner = model.compiled_for(timed.clone())?;
+        runner.compile(PROMPT, TOKENS, 1)?;
+        runner.compile(1, TOKENS, 1)?;
+        Ok(Box::new(runner))
+    });
+    let model = model.map_err(|error| error.to_string());
+    SelfTest { device, description: String::new(), conformance, model, programs: timed.programs() }
+}
+
+fn test_cuda(cuda: &Cuda, cases: usize, on_group: &dyn Fn(usize, usize)) -> SelfTest {
+    let device = "cuda".to_owned();
+    let conformance = test_operations(&device, cuda, cases, on_group);
+    let model = test_model(&|model| model.onto(cuda.clone())).map_err(|error| error.to_string());
+    SelfTest { device, description: String::new(), conformance, model, programs: Vec::new() }
+}
+
+fn test_operations(
+    name: &str,
+    subject: &impl Subject,
+    cases: usize,
+    on_group: &dyn Fn(usize, usize),
+) -> Report {
     let mut groups = Vec::with_capacity(Group::ALL.len());
     for &group in Group::ALL {
         on_group(groups.len(), Group::ALL.len());
-        groups.push(check_sample(cases, &Compiled(&timed), group, &[]));
+        groups.push(check_sample(cases, subject, group, &[]));
     }
     on_group(groups.len(), Group::ALL.len());
-    let name = timed.name().to_owned();
-    let conformance = Report { subject: name.clone(), groups };
-    let model = test_model(timed.clone()).map_err(|error| error.to_string());
-    SelfTest { device: name, description: String::new(), conformance, model, programs: timed.programs() }
+    Report { subject: name.into(), groups }
 }
 
 /// A model of two small layers in Q4_0, which this repository's tests use too.
@@ -118,7 +145,8 @@ const MODEL: &[u8] = include_bytes!("../../../tests/fixtures/models/gguf/llama.Q
 const PROMPT: usize = 4;
 const TOKENS: usize = 36;
 
-fn test_model<D: Compiles>(device: D) -> Result<ModelTest, Error> {
+/// The model beside the CPU, on the device that `load` loads it onto.
+fn test_model(load: &dyn Fn(Loading<'_>) -> Result<Box<dyn Runner>, Error>) -> Result<ModelTest, Error> {
     let directory = tempfile::TempDir::new()?;
     let path = directory.path().join("model.gguf");
     fs::write(&path, MODEL)?;
@@ -131,12 +159,11 @@ fn test_model<D: Compiles>(device: D) -> Result<ModelTest, Error> {
         max_seqs_per_step: 1,
     };
     let plan = MemoryPlan::new(&config, &*weights, &runner, None)?;
-    let cpu = Cpu::builder().build()?;
-    let mut expected = ModelRunner::load(cpu, &config, &*weights, &runner, &plan, &|_| {})?;
-    let mut found = CompiledRunner::load(device, &config, &*weights, &runner, &plan, &|_| {})?;
-    found.compile(PROMPT, TOKENS, 1)?;
-    found.compile(1, TOKENS, 1)?;
-    compare(&mut expected, &mut found)
+    let model =
+        Loading { config: &config, weights: &*weights, runner: &runner, plan: &plan, on_weight: &|_| {} };
+    let mut expected = model.onto(Cpu::builder().build()?)?;
+    let mut found = load(model)?;
+    compare(&mut *expected, &mut *found)
 }
 
 fn compare(expected: &mut dyn Runner, found: &mut dyn Runner) -> Result<ModelTest, Error> {

@@ -1,0 +1,224 @@
+//! The CUDA backend: the contract's bits on NVIDIA GPUs of compute capability 8.0 and later.
+//!
+//! A build needs no toolkit: the kernels are shipped as PTX (`samebits_kernels::cuda`), which the driver compiles for the
+//! GPU that it finds, and the driver's library is loaded when a device is opened ([`Cuda::open`]).
+//!
+//! # One stream, one allocation
+//!
+//! All work goes to one stream, in order, and operations return before it is done. There are no events between operations,
+//! and none of the driver's allocations: the first tensor reserves nearly all free memory in one piece, of which tensors are
+//! parts. What one gives back, the next may use at once, because the stream gets to it later. So a step
+//! costs the driver launches and copies alone, an operation cannot fail for memory that something else took after the
+//! start, and a step may be captured as it is. The driver's own pool (`cuMemAllocAsync`) would do the second half of this,
+//! but at the price of two calls a tensor, and it may grow, and fail, at any time.
+//!
+//! # Errors
+//!
+//! A kernel that is given an index outside of its tensor writes nothing there and leaves a note, which the next download
+//! returns as [`samebits_tensor::Error::Index`]. Where the driver reports an error of work that it did long after it was
+//! issued, the message says which kernel was issued last.
+#![deny(unsafe_code)]
+
+mod backend;
+mod driver;
+mod error;
+mod kernels;
+mod layout;
+mod memory;
+mod rows;
+mod spans;
+mod staging;
+mod weight;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::DriverError;
+use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape};
+
+pub use error::OpenError;
+pub use memory::Buffer;
+pub use weight::PackedWeight;
+
+use driver::{Driver, Grid};
+use error::words;
+use kernels::Kernels;
+use memory::Memory;
+use staging::Staging;
+
+const NAME: &str = "cuda";
+
+/// What of the free memory is left to the driver, for what kernels spill and its own needs: a sixteenth.
+const SPARED: u64 = 16;
+
+/// Operations that take indices; a kernel is given the place of its operation here, from 1.
+const INDEXED: [&str; 5] = ["gather", "scatter", "rope", "store_kv", "embedding"];
+
+/// A GPU. Cloning shares its stream and its memory.
+#[derive(Clone)]
+pub struct Cuda {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    driver: Arc<Driver>,
+    kernels: Kernels,
+    memory: Arc<Memory>,
+    staging: Mutex<Staging>,
+    /// Where kernels note an index outside of its tensor.
+    fault: u64,
+    /// The kernel issued last, and its result's shape.
+    last: Mutex<Option<(&'static str, Shape)>>,
+    capabilities: Capabilities,
+}
+
+/// How a [`Cuda`] is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Builder {
+    ordinal: u32,
+    memory_bytes: Option<u64>,
+}
+
+impl Builder {
+    /// The device's number among those that the driver shows, which `CUDA_VISIBLE_DEVICES` limits and orders; 0 by default.
+    pub fn ordinal(mut self, ordinal: u32) -> Self {
+        self.ordinal = ordinal;
+        self
+    }
+
+    /// Bytes of the device's memory to reserve for tensors; fifteen sixteenths of what is free by default.
+    pub fn memory_bytes(mut self, bytes: u64) -> Self {
+        self.memory_bytes = Some(bytes);
+        self
+    }
+
+    /// Opens the device. Memory is reserved when the first tensor is made.
+    ///
+    /// # Errors
+    /// [`OpenError`], which says what was looked for, and what to do.
+    pub fn open(self) -> Result<Cuda, OpenError> {
+        let (driver, capabilities) = self.driver()?;
+        let memory = Memory::new(driver.clone(), capabilities.memory_bytes.unwrap_or_default());
+        let staging =
+            Staging::new(driver.clone()).map_err(|error| OpenError::driver("cuMemHostAlloc", error))?;
+        let kernels = Kernels::load(&driver)?;
+        let shared = Shared {
+            driver,
+            kernels,
+            memory,
+            fault: staging.fault(),
+            staging: staging.into(),
+            last: None.into(),
+            capabilities,
+        };
+        Ok(Cuda { shared: Arc::new(shared) })
+    }
+
+    /// What the device is and takes, without the time that its kernels take to load.
+    ///
+    /// # Errors
+    /// As [`Builder::open`], but for what kernels and copies need.
+    pub fn capabilities(self) -> Result<Capabilities, OpenError> {
+        self.driver().map(|(_, capabilities)| capabilities)
+    }
+
+    fn driver(self) -> Result<(Arc<Driver>, Capabilities), OpenError> {
+        let (driver, description) = Driver::open(self.ordinal)?;
+        let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
+        let (major, minor) = description.capability;
+        let version = driver::version(description.driver_version);
+        let capabilities = Capabilities {
+            name: NAME.into(),
+            device: format!("{}, sm_{major}{minor}, driver {version}", description.name),
+            formats: Format::ALL.to_vec(),
+            memory_bytes: Some(self.memory_bytes.unwrap_or(free - free / SPARED)),
+        };
+        Ok((Arc::new(driver), capabilities))
+    }
+}
+
+impl Cuda {
+    /// Opens a device by its number among those that the driver shows.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub fn open(ordinal: u32) -> Result<Self, OpenError> {
+        Self::builder().ordinal(ordinal).open()
+    }
+
+    /// Choices before the device is opened.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Room for a result of `op`, which is not written yet.
+    pub(crate) fn buffer(&self, op: &'static str, bytes: usize) -> Result<Buffer> {
+        self.shared.memory.buffer(op, bytes)
+    }
+
+    /// Room for a tensor.
+    pub(crate) fn room(&self, op: &'static str, shape: &Shape, dtype: DType) -> Result<Buffer> {
+        self.buffer(op, shape.elements() * dtype.size())
+    }
+
+    /// Issues a kernel, unless there is nothing to do; see [`Kernels::launch`].
+    pub(crate) fn launch(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        arguments: &[&[u8]],
+        shape: &Shape,
+    ) -> Result<()> {
+        if grid.blocks.0 == 0 || grid.blocks.1 == 0 {
+            return Ok(());
+        }
+        *lock(&self.shared.last) = Some((kernel, shape.clone()));
+        self.shared.kernels.launch(&self.shared.driver, kernel, grid, arguments, shape)
+    }
+
+    /// Issues a copy to the device.
+    pub(crate) fn write(&self, to: &Buffer, bytes: &[u8]) -> Result<()> {
+        let copied = lock(&self.shared.staging).upload(to.address(), bytes);
+        copied.map_err(|error| self.failed("upload", error))
+    }
+
+    /// Copies to the host, and returns what went wrong on the device until then.
+    pub(crate) fn read(&self, from: &Buffer, bytes: &mut [u8]) -> Result<()> {
+        let copied = lock(&self.shared.staging).download(from.address(), bytes);
+        match copied.map_err(|error| self.failed("download", error))? {
+            None => Ok(()),
+            Some([op, index, len]) => Err(Error::Index {
+                op: INDEXED.get((op as usize).wrapping_sub(1)).copied().unwrap_or("kernel"),
+                index: index.cast_signed().into(),
+                len: len as usize,
+            }),
+        }
+    }
+
+    /// Issues a copy inside the device.
+    pub(crate) fn copy(&self, to: &Buffer, from: &Buffer, bytes: usize) -> Result<()> {
+        let copied = self.shared.driver.copy(to.address(), from.address(), bytes);
+        copied.map_err(|error| self.failed("copy", error))
+    }
+
+    /// Where kernels note an index outside of its tensor, as their argument.
+    pub(crate) fn fault(&self) -> &[u8] {
+        bytemuck::bytes_of(&self.shared.fault)
+    }
+
+    fn failed(&self, op: &'static str, error: DriverError) -> Error {
+        let last = lock(&self.shared.last);
+        let last = last.as_ref().map_or(String::new(), |(kernel, shape)| {
+            format!("; the kernel issued last was {kernel} of {shape}")
+        });
+        Error::Backend { backend: NAME.into(), op, detail: format!("{}{last}", words(error)) }
+    }
+}
+
+/// The number by which kernels note that an index of `op` is outside of its tensor.
+pub(crate) fn indexed(op: &str) -> u32 {
+    INDEXED.iter().position(|it| *it == op).map_or(0, |place| place as u32 + 1)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,299 @@
+//! Shared memory of a block, with who wrote and read each byte, and when.
+//!
+//! A warp has a time, which goes on where it is ordered with others: at a barrier of the block and at `bar.warp.sync`. A warp knows
+//! up to which time of every other warp it is ordered behind it, and from which time on its own lanes are ordered.
+//! Two accesses to a byte, of which one writes, race if the later one is not ordered behind the earlier one. Of the readers of a byte
+//! the last is kept, the last of another lane and the last of another warp, so that a race is missed if only another one of the readers
+//! is not ordered.
+
+use crate::{
+    fault::{FaultKind, MemorySpace},
+    settings::Checks,
+};
+
+/// Who accessed a byte: the time above, ten bits of the thread below. 0 is nobody.
+type Record = u32;
+
+const THREAD_BITS: u32 = 10;
+const TIME_MAX: u32 = u32::MAX >> THREAD_BITS;
+
+fn time(record: Record) -> u32 {
+    record >> THREAD_BITS
+}
+
+fn thread(record: Record) -> u32 {
+    record & ((1 << THREAD_BITS) - 1)
+}
+
+fn warp(record: Record) -> usize {
+    (thread(record) / 32) as usize
+}
+
+/// Of a byte.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Shadow {
+    writer: Record,
+    /// The last, the last of another lane of its warp, and the last of another warp.
+    readers: [Record; 3],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    Read,
+    Write,
+    /// It orders itself with other atomic accesses.
+    Atomic,
+}
+
+impl Use {
+    fn name(self) -> &'static str {
+        match self {
+            Use::Read => "a read",
+            Use::Write => "a write",
+            Use::Atomic => "an atomic access",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Clock {
+    /// Of this warp.
+    now: u32,
+    /// Up to which time of each warp this one is ordered behind it.
+    known: Vec<u32>,
+    /// Since when all lanes are ordered.
+    lanes: u32,
+    /// Since when two lanes are ordered, by `bar.warp.sync` of some lanes.
+    pairs: Option<Box<[[u32; 32]; 32]>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    bytes: Vec<u8>,
+    shadow: Vec<Shadow>,
+    /// Whether a byte waits for an asynchronous copy, and how many do.
+    pending: Vec<bool>,
+    pending_count: u32,
+    /// Whether the byte was last accessed by an atomic operation.
+    atomic: Vec<bool>,
+    clocks: Vec<Clock>,
+    /// The time at which the block began.
+    began: u32,
+    checked: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(bytes: u64, warps: usize, checks: Checks) -> Self {
+        let bytes = bytes as usize;
+        let shadowed = if checks.shared { bytes } else { 0 };
+        let clock = |_| Clock { now: 1, known: vec![0; warps], lanes: 0, pairs: None };
+        Shared {
+            bytes: vec![0; bytes],
+            shadow: vec![Shadow::default(); shadowed],
+            pending: vec![false; bytes],
+            pending_count: 0,
+            atomic: vec![false; shadowed],
+            clocks: (0..warps).map(clock).collect(),
+            began: 1,
+            checked: checks.shared,
+        }
+    }
+
+    /// The memory of the next block.
+    pub(crate) fn restart(&mut self) {
+        let latest = self.clocks.iter().map(|clock| clock.now).max().unwrap_or(0);
+        self.began = latest + 1;
+        if self.began > TIME_MAX / 2 {
+            self.began = 1;
+            self.shadow.fill(Shadow::default());
+        }
+        for clock in &mut self.clocks {
+            clock.now = self.began;
+            clock.known.fill(0);
+            (clock.lanes, clock.pairs) = (0, None);
+        }
+        if self.pending_count > 0 {
+            self.pending.fill(false);
+            self.pending_count = 0;
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes, which lie in the memory.
+    #[inline]
+    pub(crate) fn read<const BYTES: usize>(&self, at: u64) -> u64 {
+        let mut value = [0; 8];
+        value[..BYTES].copy_from_slice(&self.bytes[at as usize..at as usize + BYTES]);
+        u64::from_le_bytes(value)
+    }
+
+    /// Writes 1, 2, 4 or 8 bytes, which lie in the memory.
+    #[inline]
+    pub(crate) fn write<const BYTES: usize>(&mut self, at: u64, value: u64) {
+        self.bytes[at as usize..at as usize + BYTES].copy_from_slice(&value.to_le_bytes()[..BYTES]);
+    }
+
+    pub(crate) fn slice_mut(&mut self, at: u64, bytes: u32) -> &mut [u8] {
+        &mut self.bytes[at as usize..at as usize + bytes as usize]
+    }
+
+    pub(crate) fn slice(&self, at: u64, bytes: u32) -> &[u8] {
+        &self.bytes[at as usize..at as usize + bytes as usize]
+    }
+
+    /// Notes an access of a thread to bytes that lie in the memory. `same` says that a write changes nothing, so that lanes that
+    /// write the same value by one instruction do not race.
+    pub(crate) fn note(
+        &mut self,
+        at: u64,
+        bytes: u32,
+        thread: u32,
+        way: Use,
+        same: bool,
+    ) -> Result<(), FaultKind> {
+        let range = at as usize..at as usize + bytes as usize;
+        if self.pending_count > 0
+            && let Some(byte) = self.pending[range.clone()].iter().position(|&pending| pending)
+        {
+            return Err(FaultKind::PendingCopy { address: at + byte as u64 });
+        }
+        if !self.checked {
+            return Ok(());
+        }
+        let mine = self.clocks[(thread / 32) as usize].now << THREAD_BITS | thread;
+        let (mut before, mut after) = (None, Shadow::default());
+        for byte in range {
+            let shadow = self.shadow[byte];
+            if before != Some(shadow) {
+                before = Some(shadow);
+                let both_atomic = way == Use::Atomic && self.atomic[byte];
+                after = self
+                    .next(shadow, mine, way, same, both_atomic)
+                    .map_err(|(earlier, record)| self.fault(byte as u64, at, bytes, way, earlier, record))?;
+            }
+            self.shadow[byte] = after;
+            if way != Use::Read {
+                self.atomic[byte] = way == Use::Atomic;
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&self, byte: u64, at: u64, bytes: u32, way: Use, earlier: Use, record: Record) -> FaultKind {
+        match record {
+            0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes },
+            _ => FaultKind::SharedRace {
+                address: byte,
+                access: way.name(),
+                earlier: earlier.name(),
+                other: thread(record),
+            },
+        }
+    }
+
+    /// What is known of a byte after an access; the earlier access that it races with, or a record of 0 if it reads what nobody wrote.
+    #[inline]
+    fn next(
+        &self,
+        shadow: Shadow,
+        mine: Record,
+        way: Use,
+        same: bool,
+        both_atomic: bool,
+    ) -> Result<Shadow, (Use, Record)> {
+        let Shadow { writer, readers } = shadow;
+        let [last, other_lane, other_warp] = readers;
+        let written = time(writer) >= self.began;
+        if way != Use::Write && !written {
+            return Err((Use::Write, 0));
+        }
+        let together = same && way == Use::Write && time(writer) == time(mine) && warp(writer) == warp(mine);
+        if written && !both_atomic && !together && !self.ordered(writer, mine) {
+            return Err((Use::Write, writer));
+        }
+        if way == Use::Read {
+            let readers = match last {
+                _ if thread(last) == thread(mine) => [mine, other_lane, other_warp],
+                _ if warp(last) == warp(mine) => [mine, last, other_warp],
+                _ => [mine, 0, last],
+            };
+            return Ok(Shadow { writer, readers });
+        }
+        if let Some(&reader) =
+            readers.iter().find(|&&reader| time(reader) >= self.began && !self.ordered(reader, mine))
+        {
+            return Err((Use::Read, reader));
+        }
+        Ok(Shadow { writer: mine, readers })
+    }
+
+    /// Whether an access of this block is ordered before another.
+    #[inline]
+    fn ordered(&self, earlier: Record, later: Record) -> bool {
+        if thread(earlier) == thread(later) {
+            return true;
+        }
+        let clock = &self.clocks[warp(later)];
+        if warp(earlier) != warp(later) {
+            return clock.known[warp(earlier)] >= time(earlier);
+        }
+        time(earlier) < clock.lanes
+            || clock.pairs.as_ref().is_some_and(|pairs| {
+                time(earlier) < pairs[(thread(earlier) % 32) as usize][(thread(later) % 32) as usize]
+            })
+    }
+
+    /// `bar.warp.sync`: `mask` of the lanes that are `alive`.
+    pub(crate) fn sync_lanes(&mut self, warp: u32, mask: u32, alive: u32) {
+        let clock = &mut self.clocks[warp as usize];
+        clock.now = (clock.now + 1).min(TIME_MAX);
+        if mask & alive == alive {
+            clock.lanes = clock.now;
+            return;
+        }
+        let pairs = clock.pairs.get_or_insert_with(|| Box::new([[0; 32]; 32]));
+        for a in super::lanes(mask) {
+            for b in super::lanes(mask) {
+                pairs[a][b] = clock.now;
+            }
+        }
+    }
+
+    /// What a warp brings to a barrier: all that it is ordered behind, itself included.
+    pub(crate) fn arrive(&mut self, warp: u32, joined: &mut [u32]) {
+        let clock = &mut self.clocks[warp as usize];
+        clock.known[warp as usize] = clock.now;
+        clock.now = (clock.now + 1).min(TIME_MAX);
+        clock.lanes = clock.now;
+        for (joined, &known) in joined.iter_mut().zip(&clock.known) {
+            *joined = (*joined).max(known);
+        }
+    }
+
+    /// What a warp takes from a barrier.
+    pub(crate) fn leave(&mut self, warp: u32, joined: &[u32]) {
+        let clock = &mut self.clocks[warp as usize];
+        for (known, &joined) in clock.known.iter_mut().zip(joined) {
+            *known = (*known).max(joined);
+        }
+    }
+
+    /// Bytes that an asynchronous copy will write.
+    pub(crate) fn expect(&mut self, at: u64, bytes: u32) {
+        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
+            self.pending_count += u32::from(!*pending);
+            *pending = true;
+        }
+    }
+
+    /// The copy came.
+    pub(crate) fn came(&mut self, at: u64, bytes: u32) {
+        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
+            self.pending_count -= u32::from(*pending);
+            *pending = false;
+        }
+    }
+}

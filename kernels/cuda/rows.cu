@@ -1,0 +1,180 @@
+// Operations of whole rows. A block of SUM_LANES threads has a row, and each thread a lane of its sum (rule R5).
+#include "contract.cuh"
+
+// Floats of a row that a block keeps in shared memory; of longer rows it reads the device's again.
+constexpr u32 ROW_MAX = 8192;
+
+// Copies a row in accesses of 16 bytes, where rows begin at multiples of that.
+__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
+    if (n % 4 == 0) {
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
+    } else {
+        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
+    }
+    __syncthreads();
+}
+
+// 1 / sqrt(sum(x * x) * (1 / n) + eps)
+template <class F>
+__device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, float* shared, F x) {
+    float lane = 0.0f;
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) {
+        float value = x(i);
+        lane = lane + value * value;
+    }
+    return 1.0f / sqrtf(block_sum(lane, shared) * reciprocal_n + eps);
+}
+
+// out[i] = f(x[i], weight[i]), four at a time where rows are aligned.
+template <class F>
+__device__ __forceinline__ void map_row(
+    float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, F f) {
+    if (n % 4 == 0) {
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) {
+            float4 v = ((const float4*)x)[i], w = ((const float4*)weight)[i];
+            ((float4*)out)[i] = {f(v.x, w.x), f(v.y, w.y), f(v.z, w.z), f(v.w, w.w)};
+        }
+    } else {
+        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = f(x[i], weight[i]);
+    }
+}
+
+__device__ __forceinline__ void norm_row(
+    float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, float reciprocal_n,
+    float eps, float* shared) {
+    float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
+    map_row(out, x, weight, n, [=](float x, float w) { return (x * r) * w; });
+}
+
+// decompose::rms_norm, `reciprocal_n` being 1 / n.
+extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
+    float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, u32 n,
+    float reciprocal_n, float eps) {
+    __shared__ float shared[SUM_LANES];
+    __shared__ alignas(16) float row[ROW_MAX];
+    x += (u64)blockIdx.x * n;
+    out += (u64)blockIdx.x * n;
+    if (n > ROW_MAX) return norm_row(out, x, weight, n, reciprocal_n, eps, shared);
+    stage(row, x, n);
+    norm_row(out, row, weight, n, reciprocal_n, eps, shared);
+}
+
+// decompose::layer_norm
+extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
+    float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight,
+    const float* __restrict__ bias, u32 n, float reciprocal_n, float eps) {
+    __shared__ float shared[SUM_LANES];
+    x += (u64)blockIdx.x * n;
+    out += (u64)blockIdx.x * n;
+    float lane = 0.0f;
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) lane = lane + x[i];
+    float mean = block_sum(lane, shared) * reciprocal_n;
+    float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i] - mean; });
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = (((x[i] - mean) * r) * weight[i]) + bias[i];
+}
+
+// decompose::softmax. The exponentials wait in `out`, where each thread finds its own.
+extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
+    float* __restrict__ out, const float* __restrict__ x, u32 n) {
+    __shared__ float shared[SUM_LANES];
+    x += (u64)blockIdx.x * n;
+    out += (u64)blockIdx.x * n;
+    float largest = x[0];
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) largest = max_of(largest, x[i]);
+    largest = block_max(largest, shared);
+    float lane = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) {
+        float e = exp_of(x[i] - largest);
+        out[i] = e;
+        lane = lane + e;
+    }
+    float sum = block_sum(lane, shared);
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = out[i] / sum;
+}
+
+// decompose::rope. A thread for each pair of channels (i, i + half), and for each channel past them.
+extern "C" __global__ void rope(
+    float* __restrict__ out, const float* __restrict__ x, const int* __restrict__ positions,
+    const float* __restrict__ cosines, const float* __restrict__ sines, u32 n, u32 heads, u32 head_dim, u32 half,
+    u32 rows, u32 op, Fault* fault) {
+    u32 work = head_dim - half;
+    for (u64 at = first_index(); at < n; at += index_stride()) {
+        u32 head = (u32)at / work, i = (u32)at - head * work;
+        const float* from = x + (u64)head * head_dim;
+        float* to = out + (u64)head * head_dim;
+        if (i >= half) {
+            to[half + i] = from[half + i];
+            continue;
+        }
+        int position = positions[head / heads];
+        if (!is_row(position, rows, op, fault)) position = 0;
+        float c = cosines[(u64)position * half + i], s = sines[(u64)position * half + i];
+        float x0 = from[i], x1 = from[half + i];
+        to[i] = x0 * c - x1 * s;
+        to[half + i] = x1 * c + x0 * s;
+    }
+}
+
+// decompose::quantize_blocks in blocks of `WARP * PER_LANE` values, a warp for each.
+template <u32 PER_LANE>
+__device__ __forceinline__ void quantize(
+    i8* __restrict__ q, float* __restrict__ scales, const float* __restrict__ x, u32 blocks) {
+    u32 block = (u32)(first_index() / WARP), lane = threadIdx.x % WARP;
+    if (block >= blocks) return;
+    u64 at = (u64)block * WARP * PER_LANE + lane;
+    float values[PER_LANE], largest = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < PER_LANE; i++) {
+        values[i] = x[at + i * WARP];
+        largest = max_of(largest, fabsf(values[i]));
+    }
+    Q8Scale scale = q8_scale(warp_max(largest));
+#pragma unroll
+    for (u32 i = 0; i < PER_LANE; i++) q[at + i * WARP] = q8_value(values[i], scale.inverse);
+    if (lane == 0) scales[block] = scale.scale;
+}
+
+extern "C" __global__ void quantize_32(i8* q, float* scales, const float* x, u32 blocks) {
+    quantize<1>(q, scales, x, blocks);
+}
+
+extern "C" __global__ void quantize_256(i8* q, float* scales, const float* x, u32 blocks) {
+    quantize<8>(q, scales, x, blocks);
+}
+
+// Quantises channels `first..last` of a head in one block, by a warp.
+__device__ __forceinline__ void quantize_channels(
+    i8* __restrict__ q, float* __restrict__ scale, const float* __restrict__ x, u32 first, u32 last) {
+    u32 lane = threadIdx.x % WARP;
+    float largest = 0.0f;
+    for (u32 i = first + lane; i < last; i += WARP) largest = max_of(largest, fabsf(x[i]));
+    Q8Scale of = q8_scale(warp_max(largest));
+    for (u32 i = first + lane; i < last; i += WARP) q[i] = q8_value(x[i], of.inverse);
+    if (lane == 0) *scale = of.scale;
+}
+
+// decompose::store_kv. A warp for each token and head.
+extern "C" __global__ void store_kv(
+    i8* __restrict__ k_cache, float* __restrict__ k_scales, i8* __restrict__ v_cache, float* __restrict__ v_scales,
+    const float* __restrict__ k, const float* __restrict__ v, const int* __restrict__ slots, u32 tokens,
+    u32 kv_heads, u32 head_dim, u32 page_size, u32 slots_of_cache, u32 op, Fault* fault) {
+    u32 warp = (u32)(first_index() / WARP);
+    if (warp >= tokens * kv_heads) return;
+    u32 token = warp / kv_heads, head = warp % kv_heads;
+    int slot = slots[token];
+    if (!is_row(slot, slots_of_cache, op, fault)) return;
+    u32 page = (u32)slot / page_size, offset = (u32)slot % page_size;
+    u64 row = ((u64)page * kv_heads + head) * page_size + offset;
+    u32 blocks = (head_dim + HEAD_BLOCK - 1) / HEAD_BLOCK;
+    k += (u64)warp * head_dim;
+    v += (u64)warp * head_dim;
+    for (u32 block = 0; block < blocks; block++) {
+        u32 last = min((block + 1) * HEAD_BLOCK, head_dim);
+        quantize_channels(k_cache + row * head_dim, k_scales + row * blocks + block, k, block * HEAD_BLOCK, last);
+    }
+    quantize_channels(v_cache + row * head_dim, v_scales + row, v, 0, head_dim);
+}
