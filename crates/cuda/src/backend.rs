@@ -127,6 +127,10 @@ impl Backend for Cuda {
         Ok(weight.packed().plain().clone())
     }
 
+    fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
+        self.product(x, weight.packed().plain())
+    }
+
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
         self.embedded(ids, weight.packed().plain())
     }

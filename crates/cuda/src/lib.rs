@@ -24,6 +24,7 @@ mod driver;
 mod error;
 mod kernels;
 mod layout;
+mod linear;
 mod memory;
 mod rows;
 mod spans;

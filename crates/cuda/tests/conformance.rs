@@ -7,10 +7,8 @@ use samebits_conformance::{Group, check_every};
 /// Every so many-th case of operations of which one takes a second; all of them with `SAMEBITS_CASE_STRIDE=1`.
 const STRIDE: usize = 16;
 
-const SLOW: [Group; 9] = [
+const SLOW: [Group; 7] = [
     Group::LinearDense,
-    Group::LinearBlocks32,
-    Group::LinearBlocks256,
     Group::NormLinears,
     Group::FeedForward,
     Group::Attention,
