@@ -71,12 +71,17 @@ impl Bench {
     /// The fault of a kernel that consists of these lines.
     #[track_caller]
     pub(crate) fn fault(&self, body: &str, threads: usize, blocks: u32) -> String {
-        self.sim.reset();
         let done = self.run(&kernel(body), &[], threads, blocks);
         let fault = self.sim.fault();
-        self.sim.reset();
+        self.recover();
         assert!(done.is_err(), "nothing was found wrong");
         fault.unwrap_or_else(|| panic!("{done:?}"))
+    }
+
+    /// Forgets an error, also that of what was freed while the device had it.
+    pub(crate) fn recover(&self) {
+        self.sim.reset();
+        _ = self.context.check_err();
     }
 
     /// Runs lines that have no fault.
