@@ -119,32 +119,82 @@ extern "C" __global__ void rope(
     }
 }
 
-// decompose::quantize_blocks in blocks of `WARP * PER_LANE` values, a warp for each.
-template <u32 PER_LANE>
-__device__ __forceinline__ void quantize(
-    i8* __restrict__ q, float* __restrict__ scales, const float* __restrict__ x, u32 blocks) {
-    u32 block = (u32)(first_index() / WARP), lane = threadIdx.x % WARP;
-    if (block >= blocks) return;
-    u64 at = (u64)block * WARP * PER_LANE + lane;
+// decompose::quantize_blocks of one block of `WARP * PER_LANE` values, by a warp; `value` gives each.
+template <u32 PER_LANE, class F>
+__device__ __forceinline__ void quantize_block(i8* __restrict__ q, float* __restrict__ scale, F value) {
+    u32 lane = threadIdx.x % WARP;
     float values[PER_LANE], largest = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < PER_LANE; i++) {
-        values[i] = x[at + i * WARP];
+        values[i] = value(lane + i * WARP);
         largest = max_of(largest, fabsf(values[i]));
     }
-    Q8Scale scale = q8_scale(warp_max(largest));
+    Q8Scale of = q8_scale(warp_max(largest));
 #pragma unroll
-    for (u32 i = 0; i < PER_LANE; i++) q[at + i * WARP] = q8_value(values[i], scale.inverse);
-    if (lane == 0) scales[block] = scale.scale;
+    for (u32 i = 0; i < PER_LANE; i++) q[lane + i * WARP] = q8_value(values[i], of.inverse);
+    if (lane == 0) *scale = of.scale;
 }
 
-extern "C" __global__ void quantize_32(i8* q, float* scales, const float* x, u32 blocks) {
-    quantize<1>(q, scales, x, blocks);
+// Blocks of values that `value` gives by their index, a warp for each block.
+template <u32 PER_LANE, class F>
+__device__ __forceinline__ void quantize_values(
+    i8* __restrict__ q, float* __restrict__ scales, u32 blocks, F value) {
+    u32 block = (u32)(first_index() / WARP);
+    if (block >= blocks) return;
+    u64 start = (u64)block * WARP * PER_LANE;
+    quantize_block<PER_LANE>(q + start, scales + block, [=](u32 i) { return value(start + i); });
 }
 
-extern "C" __global__ void quantize_256(i8* q, float* scales, const float* x, u32 blocks) {
-    quantize<8>(q, scales, x, blocks);
+// The blocks of a row that was normalised.
+template <u32 PER_LANE>
+__device__ __forceinline__ void quantize_norm_row(
+    i8* __restrict__ q, float* __restrict__ scales, const float* x, const float* __restrict__ weight, u32 n,
+    float reciprocal_n, float eps, float* shared) {
+    constexpr u32 LEN = WARP * PER_LANE;
+    float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
+    for (u32 block = threadIdx.x / WARP; block < n / LEN; block += SUM_LANES / WARP) {
+        u32 start = block * LEN;
+        quantize_block<PER_LANE>(
+            q + start, scales + block, [=](u32 i) { return (x[start + i] * r) * weight[start + i]; });
+    }
 }
+
+// decompose::rms_norm, then decompose::quantize_blocks.
+template <u32 PER_LANE>
+__device__ __forceinline__ void quantize_norm(
+    i8* __restrict__ q, float* __restrict__ scales, const float* __restrict__ x, const float* __restrict__ weight,
+    u32 n, float reciprocal_n, float eps) {
+    __shared__ float shared[SUM_LANES];
+    __shared__ alignas(16) float row[ROW_MAX];
+    x += (u64)blockIdx.x * n;
+    q += (u64)blockIdx.x * n;
+    scales += (u64)blockIdx.x * (n / (WARP * PER_LANE));
+    if (n > ROW_MAX) {
+        return quantize_norm_row<PER_LANE>(q, scales, x, weight, n, reciprocal_n, eps, shared);
+    }
+    stage(row, x, n);
+    quantize_norm_row<PER_LANE>(q, scales, row, weight, n, reciprocal_n, eps, shared);
+}
+
+#define QUANTIZE(len)                                                                                              \
+    extern "C" __global__ void quantize_##len(i8* q, float* scales, const float* x, u32 blocks) {                  \
+        quantize_values<len / WARP>(q, scales, blocks, [=](u64 i) { return x[i]; });                               \
+    }                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(SUM_LANES) quantize_norm_##len(                                   \
+        i8* q, float* scales, const float* x, const float* weight, u32 n, float reciprocal_n, float eps) {         \
+        quantize_norm<len / WARP>(q, scales, x, weight, n, reciprocal_n, eps);                                     \
+    }                                                                                                              \
+    extern "C" __global__ void quantize_silu_##len(                                                                \
+        i8* q, float* scales, const float* gate, const float* up, u32 blocks) {                                    \
+        quantize_values<len / WARP>(q, scales, blocks, [=](u64 i) { return silu(gate[i]) * up[i]; });              \
+    }                                                                                                              \
+    extern "C" __global__ void quantize_gelu_tanh_##len(                                                           \
+        i8* q, float* scales, const float* gate, const float* up, u32 blocks) {                                    \
+        quantize_values<len / WARP>(q, scales, blocks, [=](u64 i) { return gelu_tanh(gate[i]) * up[i]; });         \
+    }
+
+QUANTIZE(32)
+QUANTIZE(256)
 
 // Quantises channels `first..last` of a head in one block, by a warp.
 __device__ __forceinline__ void quantize_channels(

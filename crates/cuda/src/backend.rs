@@ -3,7 +3,7 @@ use std::ops::Range;
 use bytemuck::bytes_of;
 use samebits_tensor::{
     Activation, Backend, BinaryOp, Capabilities, CompareOp, DType, Error, HostTensor, HostWeight, KvCache,
-    PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, UnaryOp, Weight,
+    PlainWeight, Result, RopeTable, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight, layout::each};
@@ -18,6 +18,23 @@ impl Backend for Cuda {
 
     fn is_asynchronous(&self) -> bool {
         true
+    }
+
+    fn records_steps(&self) -> bool {
+        true
+    }
+
+    fn step<const N: usize>(
+        &self,
+        key: Option<StepKey>,
+        inputs: [StepInput<'_>; N],
+        run: impl FnMut(&[Tensor<Self>; N]) -> Result<Tensor<Self>>,
+    ) -> Result<Tensor<Self>> {
+        self.run_step(key, inputs, run)
+    }
+
+    fn forget_steps(&self, owner: u64) {
+        self.forget(owner);
     }
 
     fn upload(&self, host: &HostTensor) -> Result<Buffer> {

@@ -15,8 +15,8 @@ use std::{
 
 use cudarc::driver::{
     DriverError,
-    result::{self, device, event, module, primary_ctx, stream},
-    sys::{self, CUdevice_attribute, CUevent_flags, CUresult},
+    result::{self, device, event, graph, module, primary_ctx, stream},
+    sys::{self, CUdevice_attribute, CUevent_flags, CUresult, CUstreamCaptureMode},
 };
 
 use crate::{error::OpenError, lock};
@@ -25,7 +25,7 @@ use crate::{error::OpenError, lock};
 const OLDEST_DRIVER: i32 = 12_000;
 
 /// The functions of the driver that are called.
-const FUNCTIONS: [&str; 30] = [
+const FUNCTIONS: [&str; 36] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -54,6 +54,12 @@ const FUNCTIONS: [&str; 30] = [
     "cuModuleGetFunction",
     "cuModuleUnload",
     "cuLaunchKernel",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
     "cuGetErrorName",
     "cuGetErrorString",
 ];
@@ -65,6 +71,8 @@ pub(crate) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Where work is recorded and not done, by the thread that records.
+    recording: sys::CUstream,
     modules: Mutex<Vec<sys::CUmodule>>,
 }
 
@@ -102,6 +110,12 @@ pub(crate) struct Event(sys::CUevent);
 // SAFETY: a handle, which only the driver looks into.
 unsafe impl Send for Event {}
 
+/// Recorded work.
+pub(crate) struct Graph(sys::CUgraphExec);
+
+// SAFETY: a handle, which only the driver looks into.
+unsafe impl Send for Graph {}
+
 /// Memory of the host that the device copies from and to by itself.
 pub(crate) struct Pinned {
     bytes: *mut u8,
@@ -116,6 +130,9 @@ static NUMBERS: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     /// The number of the driver whose context is current on this thread.
     static CURRENT: Cell<u64> = const { Cell::new(0) };
+
+    /// The number of the driver whose work this thread records.
+    static RECORDING: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Driver {
@@ -133,10 +150,13 @@ impl Driver {
             _ => OpenError::driver("cuDevicePrimaryCtxRetain", error),
         })?;
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let stream = std::ptr::null_mut();
-        let mut driver = Driver { number, device, context, stream, modules: Mutex::default() };
+        let none = std::ptr::null_mut();
+        let mut driver =
+            Driver { number, device, context, stream: none, recording: none, modules: Mutex::default() };
         driver.bind().map_err(failed("cuCtxSetCurrent"))?;
-        driver.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
+        let create = || stream::create(stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"));
+        driver.stream = create()?;
+        driver.recording = create()?;
         Ok((driver, description))
     }
 
@@ -150,6 +170,56 @@ impl Driver {
         Ok(())
     }
 
+    /// The stream that this thread's work goes to.
+    fn stream(&self) -> sys::CUstream {
+        if self.is_recording() { self.recording } else { self.stream }
+    }
+
+    /// Whether this thread's work is recorded and not done.
+    pub(crate) fn is_recording(&self) -> bool {
+        RECORDING.get() == self.number
+    }
+
+    /// Binds the context for a call that cannot be recorded.
+    fn bind_to_do(&self) -> Result<(), DriverError> {
+        match self.is_recording() {
+            true => Err(DriverError(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)),
+            false => self.bind(),
+        }
+    }
+
+    /// Records what this thread issues in `run`, which is not done before [`Self::replay`]. Other threads' work goes on meanwhile.
+    pub(crate) fn record_graph<T>(&self, run: impl FnOnce() -> T) -> Result<(T, Graph), DriverError> {
+        self.bind()?;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as this, and only the thread that holds the steps records on it.
+        unsafe { stream::begin_capture(self.recording, mode)? };
+        RECORDING.set(self.number);
+        let end = Recording(self);
+        let value = run();
+        let graph = end.finish()?;
+        // SAFETY: the graph has just been captured; an instance of it does not need it.
+        let instance = unsafe {
+            let instance = graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            graph::destroy(graph).and(instance)?
+        };
+        Ok((value, Graph(instance)))
+    }
+
+    /// Issues recorded work.
+    pub(crate) fn replay(&self, graph: &Graph) -> Result<(), DriverError> {
+        self.bind_to_do()?;
+        // SAFETY: the graph lives as long as its owner, who destroys it once all work is done.
+        unsafe { graph::launch(graph.0, self.stream) }
+    }
+
+    /// Destroys recorded work, once all work is done.
+    pub(crate) fn destroy_graph(&self, graph: &Graph) -> Result<(), DriverError> {
+        self.synchronize()?;
+        // SAFETY: its owner calls this once, and last.
+        unsafe { graph::exec_destroy(graph.0) }
+    }
+
     /// Bytes of the device's memory that are free.
     pub(crate) fn free_memory(&self) -> Result<usize, DriverError> {
         self.bind()?;
@@ -158,7 +228,7 @@ impl Driver {
 
     /// The address of new memory of the device, which stays until it is given to [`Self::free`].
     pub(crate) fn allocate(&self, bytes: usize) -> Result<u64, DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         // SAFETY: the memory is only read by kernels and copies, whose callers have written it before.
         unsafe { result::malloc_sync(bytes) }
     }
@@ -171,7 +241,7 @@ impl Driver {
     }
 
     pub(crate) fn pinned(&self, len: usize) -> Result<Pinned, DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         // SAFETY: the memory is written before it is read, through `Pinned` or by the device.
         let bytes = unsafe { result::malloc_host(len, 0)? }.cast::<u8>();
         // SAFETY: `len` bytes were allocated at `bytes`.
@@ -189,7 +259,7 @@ impl Driver {
 
     /// Issues a copy of pinned bytes to the device. They must not be changed before an event after it has happened.
     pub(crate) fn upload(&self, to: u64, from: &Pinned, at: usize, len: usize) -> Result<(), DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         let from = &from.as_slice()[at..at + len];
         // SAFETY: pinned memory lives until all work is done; the caller owns `len` bytes of the device at `to`.
         unsafe { result::memcpy_htod_async(to, from, self.stream) }
@@ -203,7 +273,7 @@ impl Driver {
         at: usize,
         len: usize,
     ) -> Result<(), DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         let to = &mut to.as_mut_slice()[at..at + len];
         // SAFETY: as in `upload`.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream) }
@@ -213,24 +283,24 @@ impl Driver {
     pub(crate) fn copy(&self, to: u64, from: u64, len: usize) -> Result<(), DriverError> {
         self.bind()?;
         // SAFETY: the caller owns `len` bytes at both addresses.
-        unsafe { result::memcpy_dtod_async(to, from, len, self.stream) }
+        unsafe { result::memcpy_dtod_async(to, from, len, self.stream()) }
     }
 
     pub(crate) fn event(&self) -> Result<Event, DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(Event)
     }
 
     /// Marks the work issued until now.
     pub(crate) fn record(&self, event: &Event) -> Result<(), DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         // SAFETY: the event lives as long as its owner, and the stream as long as this.
         unsafe { event::record(event.0, self.stream) }
     }
 
     /// Waits for the work that an event marks.
     pub(crate) fn wait(&self, event: &Event) -> Result<(), DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         // SAFETY: as in `record`.
         unsafe { event::synchronize(event.0) }
     }
@@ -243,14 +313,14 @@ impl Driver {
 
     /// Waits for all work.
     pub(crate) fn synchronize(&self) -> Result<(), DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         // SAFETY: the stream lives as long as this.
         unsafe { stream::synchronize(self.stream) }
     }
 
     /// Loads a module, which stays as long as this, and finds entries of it.
     pub(crate) fn load(&self, ptx: &str, entries: &[&str]) -> Result<Vec<Function>, DriverError> {
-        self.bind()?;
+        self.bind_to_do()?;
         let invalid = |_| DriverError(CUresult::CUDA_ERROR_INVALID_PTX);
         let text = CString::new(ptx).map_err(invalid)?;
         // SAFETY: text of PTX that ends in a zero and lives through the call.
@@ -283,7 +353,7 @@ impl Driver {
         let blocks = (grid.blocks.0, grid.blocks.1, 1);
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
         unsafe {
-            result::launch_kernel(function.0, blocks, (grid.threads, 1, 1), 0, self.stream, &mut pointers)
+            result::launch_kernel(function.0, blocks, (grid.threads, 1, 1), 0, self.stream(), &mut pointers)
         }
     }
 }
@@ -292,11 +362,11 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // What fails here has nobody to be told; the driver ends what is left with the process.
         let _ = self.bind();
-        if !self.stream.is_null() {
+        for stream in [self.stream, self.recording].into_iter().filter(|stream| !stream.is_null()) {
             // SAFETY: the stream is this value's, and this is its last use.
-            let _ = unsafe { stream::synchronize(self.stream) };
+            let _ = unsafe { stream::synchronize(stream) };
             // SAFETY: as above.
-            let _ = unsafe { stream::destroy(self.stream) };
+            let _ = unsafe { stream::destroy(stream) };
         }
         for module in lock(&self.modules).drain(..) {
             // SAFETY: loaded by this value, whose work is done.
@@ -304,6 +374,32 @@ impl Drop for Driver {
         }
         // SAFETY: retained once, in `open`.
         let _ = unsafe { primary_ctx::release(self.device) };
+    }
+}
+
+/// Ends this thread's recording, also where what is recorded panics.
+struct Recording<'a>(&'a Driver);
+
+impl<'a> Recording<'a> {
+    fn finish(self) -> Result<sys::CUgraph, DriverError> {
+        let driver = self.0;
+        std::mem::forget(self);
+        Self::end(driver)
+    }
+
+    fn end(driver: &Driver) -> Result<sys::CUgraph, DriverError> {
+        RECORDING.set(0);
+        // SAFETY: a capture was begun on this stream by this thread.
+        unsafe { stream::end_capture(driver.recording) }
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if let Ok(graph) = Self::end(self.0) {
+            // SAFETY: the graph was just captured. Nobody is left to be told of an error.
+            let _ = unsafe { graph::destroy(graph) };
+        }
     }
 }
 

@@ -228,7 +228,7 @@ impl Cuda {
     pub(crate) fn make_unique(&self, op: &'static str, x: &mut Buffer, bytes: usize) -> Result<()> {
         if !x.is_unique() {
             let own = self.buffer(op, bytes)?;
-            self.copy(&own, x, bytes)?;
+            self.copy_from(&own, x.address(), bytes)?;
             *x = own;
         }
         Ok(())

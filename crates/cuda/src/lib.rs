@@ -12,6 +12,15 @@
 //! start, and a step may be captured as it is. The driver's own pool (`cuMemAllocAsync`) would do the second half of this,
 //! but at the price of two calls a tensor, and it may grow, and fail, at any time.
 //!
+//! # Steps
+//!
+//! Where every sequence of a step decodes one token, the step is hundreds of kernels of a few microseconds, and issuing them takes
+//! as long. So a step that comes again, with the same shapes and the same bound on positions, is recorded as a graph: once by
+//! the same text that computes it, on a stream of its own, so that nothing is done; and from then on it is one copy of all
+//! inputs to where the graph reads them, one call, and one copy of the logits to memory of their own. What a recorded step makes and
+//! drops is in memory of its own that all recorded steps share, since the tensors of others may lie anywhere else. A step that
+//! cannot be recorded is run as before: it has the same bits.
+//!
 //! # Errors
 //!
 //! A kernel that is given an index outside of its tensor writes nothing there and leaves a note, which the next download
@@ -29,6 +38,7 @@ mod memory;
 mod rows;
 mod spans;
 mod staging;
+mod steps;
 mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +55,7 @@ use error::words;
 use kernels::Kernels;
 use memory::Memory;
 use staging::Staging;
+use steps::Steps;
 
 const NAME: &str = "cuda";
 
@@ -64,6 +75,7 @@ struct Shared {
     driver: Arc<Driver>,
     kernels: Kernels,
     memory: Arc<Memory>,
+    steps: Mutex<Steps>,
     staging: Mutex<Staging>,
     /// Where kernels note an index outside of its tensor.
     fault: u64,
@@ -106,6 +118,7 @@ impl Builder {
             driver,
             kernels,
             memory,
+            steps: Mutex::default(),
             fault: staging.fault(),
             staging: staging.into(),
             last: None.into(),
@@ -172,7 +185,7 @@ impl Cuda {
         if grid.blocks.0 == 0 || grid.blocks.1 == 0 {
             return Ok(());
         }
-        *lock(&self.shared.last) = Some((kernel, shape.clone()));
+        self.note(kernel, shape);
         self.shared.kernels.launch(&self.shared.driver, kernel, grid, arguments, shape)
     }
 
@@ -195,9 +208,14 @@ impl Cuda {
         }
     }
 
+    /// Remembers what is issued, for messages.
+    pub(crate) fn note(&self, kernel: &'static str, shape: &Shape) {
+        *lock(&self.shared.last) = Some((kernel, shape.clone()));
+    }
+
     /// Issues a copy inside the device.
-    pub(crate) fn copy(&self, to: &Buffer, from: &Buffer, bytes: usize) -> Result<()> {
-        let copied = self.shared.driver.copy(to.address(), from.address(), bytes);
+    pub(crate) fn copy_from(&self, to: &Buffer, from: u64, bytes: usize) -> Result<()> {
+        let copied = self.shared.driver.copy(to.address(), from, bytes);
         copied.map_err(|error| self.failed("copy", error))
     }
 
@@ -206,7 +224,7 @@ impl Cuda {
         bytemuck::bytes_of(&self.shared.fault)
     }
 
-    fn failed(&self, op: &'static str, error: DriverError) -> Error {
+    pub(crate) fn failed(&self, op: &'static str, error: DriverError) -> Error {
         let last = lock(&self.shared.last);
         let last = last.as_ref().map_or(String::new(), |(kernel, shape)| {
             format!("; the kernel issued last was {kernel} of {shape}")

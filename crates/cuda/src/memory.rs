@@ -8,45 +8,55 @@ use samebits_tensor::{Error, Result};
 use crate::{NAME, driver::Driver, error::words, lock, spans::Spans};
 
 /// Where each tensor starts is a multiple of this many bytes: what accesses of any kind want.
-const UNIT: u64 = 256;
+pub(crate) const UNIT: u64 = 256;
 
 /// One allocation of the driver, made when the first tensor asks for memory; the driver is not asked again. What is
 /// given back may be used by whatever is issued next, since the stream does it later than what came before.
 pub(crate) struct Memory {
     driver: Arc<Driver>,
     bytes: u64,
-    reserved: OnceLock<Reserved>,
+    reserved: OnceLock<Arc<Heap>>,
+    /// Where tensors of a step that is being recorded are.
+    recording: Mutex<Option<Arc<Heap>>>,
 }
 
-struct Reserved {
+/// Memory that is given out in spans.
+pub(crate) struct Heap {
     address: u64,
     spans: Mutex<Spans>,
+    /// What this is a part of, if not the driver's allocation.
+    _part_of: Option<Buffer>,
 }
 
 /// Elements of one tensor on the device. Cloning shares them.
 #[derive(Clone)]
-pub struct Buffer(Arc<Region>);
+pub struct Buffer {
+    region: Arc<Region>,
+    address: u64,
+}
 
 struct Region {
-    memory: Arc<Memory>,
-    address: u64,
+    heap: Arc<Heap>,
+    start: u64,
     units: u64,
+    /// The allocation goes back to the driver with the last of these.
+    _memory: Arc<Memory>,
 }
 
 impl Memory {
     /// Memory of which so many bytes are to be reserved.
     pub(crate) fn new(driver: Arc<Driver>, bytes: u64) -> Arc<Self> {
-        Arc::new(Memory { driver, bytes, reserved: OnceLock::new() })
+        Arc::new(Memory { driver, bytes, reserved: OnceLock::new(), recording: Mutex::default() })
     }
 
     /// Room for so many bytes, which are not written yet.
     pub(crate) fn buffer(self: &Arc<Self>, op: &'static str, bytes: usize) -> Result<Buffer> {
         let failed = |detail| Error::Backend { backend: NAME.into(), op, detail };
-        let reserved = self.reserved().map_err(|error| {
+        let heap = self.heap().map_err(|error| {
             failed(format!("{} bytes of the device could not be reserved: {}", self.bytes, words(error)))
         })?;
         let units = (bytes as u64).div_ceil(UNIT).max(1);
-        let mut spans = lock(&reserved.spans);
+        let mut spans = lock(&heap.spans);
         let Some(start) = spans.take(units) else {
             return Err(failed(format!(
                 "out of memory: {bytes} bytes are needed and {} of the device's {} are free; lower max_context, \
@@ -55,56 +65,94 @@ impl Memory {
                 self.bytes
             )));
         };
-        Ok(Buffer(Arc::new(Region { memory: self.clone(), address: reserved.address + start * UNIT, units })))
+        drop(spans);
+        let address = heap.address + start * UNIT;
+        let region = Region { heap: heap.clone(), start, units, _memory: self.clone() };
+        Ok(Buffer { region: Arc::new(region), address })
     }
 
-    fn reserved(&self) -> Result<&Reserved, DriverError> {
+    /// Units that were taken at once at most while `run` ran, beyond those taken before.
+    pub(crate) fn units_taken<T>(&self, run: impl FnOnce() -> T) -> Result<(T, u64), DriverError> {
+        let heap = self.heap()?;
+        lock(&heap.spans).watch();
+        let before = lock(&heap.spans).free();
+        let value = run();
+        Ok((value, before.saturating_sub(lock(&heap.spans).fewest_free())))
+    }
+
+    /// A heap of its own for tensors that live no longer than the recording of a step.
+    pub(crate) fn part(self: &Arc<Self>, op: &'static str, units: u64) -> Result<Arc<Heap>> {
+        let room = self.buffer(op, (units * UNIT) as usize)?;
+        let (address, spans) = (room.address, Mutex::new(Spans::new(units)));
+        Ok(Arc::new(Heap { address, spans, _part_of: Some(room) }))
+    }
+
+    /// Takes the memory of this thread's tensors from a heap while it records, or no longer.
+    pub(crate) fn record_into(&self, heap: Option<Arc<Heap>>) {
+        *lock(&self.recording) = heap;
+    }
+
+    /// Where this thread's tensors are.
+    fn heap(&self) -> Result<Arc<Heap>, DriverError> {
+        if self.driver.is_recording() {
+            return lock(&self.recording).clone().ok_or(DriverError(CUresult::CUDA_ERROR_ILLEGAL_STATE));
+        }
         if self.reserved.get().is_none() {
             let units = self.bytes / UNIT;
             if units == 0 {
                 return Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
             }
             let address = self.driver.allocate((units * UNIT) as usize)?;
-            let reserved = Reserved { address, spans: Mutex::new(Spans::new(units)) };
-            if self.reserved.set(reserved).is_err() {
+            let heap = Heap { address, spans: Mutex::new(Spans::new(units)), _part_of: None };
+            if self.reserved.set(Arc::new(heap)).is_err() {
                 // Another thread was first.
                 self.driver.free(address)?;
             }
         }
-        Ok(self.reserved.get().expect("memory reserved above"))
+        Ok(self.reserved.get().expect("memory reserved above").clone())
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let Some(reserved) = self.reserved.get() {
+        if let Some(heap) = self.reserved.get() {
             // Nobody is left to be told of an error.
-            let _ = self.driver.free(reserved.address);
+            let _ = self.driver.free(heap.address);
         }
+    }
+}
+
+impl Heap {
+    /// Units of it, where nothing is taken.
+    pub(crate) fn units(&self) -> u64 {
+        lock(&self.spans).free()
     }
 }
 
 impl Buffer {
     /// The address on the device.
     pub(crate) fn address(&self) -> u64 {
-        self.0.address
+        self.address
     }
 
     /// The address as a kernel's argument.
     pub(crate) fn argument(&self) -> &[u8] {
-        bytemuck::bytes_of(&self.0.address)
+        bytemuck::bytes_of(&self.address)
+    }
+
+    /// What lies so many bytes after the start.
+    pub(crate) fn after(&self, bytes: u64) -> Buffer {
+        Buffer { region: self.region.clone(), address: self.address + bytes }
     }
 
     /// Whether no other tensor has these elements.
     pub(crate) fn is_unique(&mut self) -> bool {
-        Arc::get_mut(&mut self.0).is_some()
+        Arc::get_mut(&mut self.region).is_some()
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if let Some(reserved) = self.memory.reserved.get() {
-            lock(&reserved.spans).give((self.address - reserved.address) / UNIT, self.units);
-        }
+        lock(&self.heap.spans).give(self.start, self.units);
     }
 }

@@ -2,7 +2,8 @@
 
 use bytemuck::bytes_of;
 use samebits_tensor::{
-    DType, Error, KvCache, PlainWeight, Result, RopeTable, Shape, Tensor, contract::SUM_LANES,
+    Activation, DType, Error, Input, KvCache, PlainWeight, Result, RopeTable, Shape, Tensor,
+    contract::SUM_LANES,
 };
 
 use crate::{
@@ -174,28 +175,73 @@ impl Cuda {
         Ok(self.floats(&shape, out))
     }
 
-    /// Quantises the rows of `x`, whose length `block_len` (32 or 256) divides, as linear layers do: int8 values of that shape and a
-    /// scale for each block, `[rows, blocks]`. See [`samebits_tensor::decompose::quantize_blocks`].
+    /// Quantises the rows of an input, normalised first if it is to be, as linear layers do: int8 values of its shape, and a scale
+    /// for each block of 32 or 256 values, `[rows, blocks]`. See [`samebits_tensor::decompose::quantize_blocks`].
     ///
     /// # Errors
-    /// If there is no such block, or the driver refuses.
-    pub fn quantize(&self, x: &Tensor<Self>, block_len: usize) -> Result<(Tensor<Self>, Tensor<Self>)> {
-        let op = "quantize";
-        let kernel = match block_len {
-            32 => "quantize_32",
-            256 => "quantize_256",
-            _ => return Err(Error::shape(op, format!("blocks of {block_len} values"))),
+    /// If rows are not whole blocks, or the driver refuses.
+    pub fn quantize(&self, x: Input<'_, Self>, block_len: usize) -> Result<(Tensor<Self>, Tensor<Self>)> {
+        let Input { x, norm } = x;
+        let Some((weight, eps)) = norm else {
+            return self.quantize_with(["quantize_32", "quantize_256"], block_len, &[x], None);
         };
-        let &[rows, columns] = x.dims() else { return Err(Error::shape(op, format!("x {}", x.shape()))) };
+        let kernels = ["quantize_norm_32", "quantize_norm_256"];
+        self.quantize_with(kernels, block_len, &[x, weight], Some(eps))
+    }
+
+    /// The same of `activation(gate) * up`, which is not kept.
+    ///
+    /// # Errors
+    /// As [`Self::quantize`].
+    pub fn quantize_glu(
+        &self,
+        gate: &Tensor<Self>,
+        up: &Tensor<Self>,
+        activation: Activation,
+        block_len: usize,
+    ) -> Result<(Tensor<Self>, Tensor<Self>)> {
+        let kernels = match activation {
+            Activation::Silu => ["quantize_silu_32", "quantize_silu_256"],
+            Activation::GeluTanh => ["quantize_gelu_tanh_32", "quantize_gelu_tanh_256"],
+        };
+        self.quantize_with(kernels, block_len, &[gate, up], None)
+    }
+
+    /// Issues one of two kernels, for blocks of 32 and of 256 values; with `eps`, one of a block for each row.
+    fn quantize_with(
+        &self,
+        kernels: [&'static str; 2],
+        block_len: usize,
+        operands: &[&Tensor<Self>],
+        eps: Option<f32>,
+    ) -> Result<(Tensor<Self>, Tensor<Self>)> {
+        let op = kernels[0];
+        let shape = operands[0].shape();
+        let kernel = [32, 256].iter().position(|&len| len == block_len).map(|i| kernels[i]);
+        let (Some(kernel), &[rows, columns]) = (kernel, shape.dims()) else {
+            return Err(Error::shape(op, format!("{shape} in blocks of {block_len} values")));
+        };
         if !columns.is_multiple_of(block_len) {
-            return Err(Error::shape(op, format!("rows of {columns} in blocks of {block_len} values")));
+            return Err(Error::shape(op, format!("{shape} in blocks of {block_len} values")));
         }
-        let shape = Shape::from([rows, columns / block_len]);
-        let (q, scales) = (self.room(op, x.shape(), DType::I8)?, self.room(op, &shape, DType::F32)?);
-        let blocks = extent(op, shape.elements())?;
-        let arguments = [q.argument(), scales.argument(), x.data().argument(), bytes_of(&blocks)];
-        self.launch(kernel, warps(op, shape.elements())?, &arguments, x.shape())?;
-        Ok((Tensor::from_data(self, x.shape(), DType::I8, q), self.floats(&shape, scales)))
+        let blocks = Shape::from([rows, columns / block_len]);
+        let (q, scales) = (self.room(op, shape, DType::I8)?, self.room(op, &blocks, DType::F32)?);
+        let mut arguments = vec![q.argument(), scales.argument()];
+        arguments.extend(operands.iter().map(|x| x.data().argument()));
+        let count = extent(op, blocks.elements())?;
+        let (n, reciprocal) = (extent(op, columns)?, 1.0 / columns as f32);
+        let grid = match &eps {
+            Some(eps) => {
+                arguments.extend([bytes_of(&n), bytes_of(&reciprocal), bytes_of(eps)]);
+                row_blocks(op, rows)?
+            }
+            None => {
+                arguments.push(bytes_of(&count));
+                warps(op, blocks.elements())?
+            }
+        };
+        self.launch(kernel, grid, &arguments, shape)?;
+        Ok((Tensor::from_data(self, shape, DType::I8, q), self.floats(&blocks, scales)))
     }
 
     /// A tensor of f32.

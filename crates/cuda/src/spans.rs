@@ -10,19 +10,32 @@ pub(crate) struct Spans {
     /// Length and start of each.
     by_len: BTreeSet<(u64, u64)>,
     free: u64,
+    /// The fewest that were free since [`Self::watch`].
+    fewest: u64,
 }
 
 impl Spans {
     /// `len` units, all of them free.
     pub(crate) fn new(len: u64) -> Self {
-        let mut spans = Spans { by_start: BTreeMap::new(), by_len: BTreeSet::new(), free: 0 };
+        let mut spans = Spans { by_start: BTreeMap::new(), by_len: BTreeSet::new(), free: 0, fewest: 0 };
         spans.give(0, len);
+        spans.watch();
         spans
     }
 
     /// Units that are free, in all spans.
     pub(crate) fn free(&self) -> u64 {
         self.free
+    }
+
+    /// Begins to watch how many units are free.
+    pub(crate) fn watch(&mut self) {
+        self.fewest = self.free;
+    }
+
+    /// The fewest units that were free since they are watched.
+    pub(crate) fn fewest_free(&self) -> u64 {
+        self.fewest
     }
 
     /// The start of `len` units that are now taken, if a span has as many.
@@ -32,6 +45,7 @@ impl Spans {
         if found > len {
             self.insert(start + len, found - len);
         }
+        self.fewest = self.fewest.min(self.free);
         Some(start)
     }
 
@@ -78,6 +92,9 @@ mod tests {
         spans.give(50, 20);
         assert_eq!((spans.take(15), spans.free()), (Some(10), 65));
         assert_eq!(spans.take(51), None);
+        spans.watch();
+        spans.give(0, 10);
+        assert_eq!((spans.fewest_free(), spans.take(40), spans.fewest_free()), (65, Some(60), 35));
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use samebits_cuda::Cuda;
 use samebits_tensor::{
-    BinaryOp, DType, Error, KvCache, KvShape, RopeTable, Tensor,
+    Activation, BinaryOp, DType, Error, Input, KvCache, KvShape, RopeTable, Tensor, UnaryOp,
     decompose::{self, quantize_blocks},
 };
 
@@ -106,30 +106,49 @@ fn of_an_index_that_repeats_one_row_stays_whole() {
     assert_eq!((&found[..300], &found[300..]), (&[5; 300][..], &[4; 300][..]));
 }
 
+/// Values of many magnitudes, and blocks of zeros, of what is tiny, with a NaN and with an infinity.
+fn values(rows: usize, columns: usize, len: usize) -> Vec<f32> {
+    let value = |i| ((i * 7919 % 1009) as f32 - 500.0) * 1.7f32.powi((i / len) as i32 % 31 - 15);
+    let mut values: Vec<f32> = (0..rows * columns).map(value).collect();
+    values[..len].fill(0.0);
+    values[columns] = f32::NAN;
+    values[2 * columns + 5] = f32::INFINITY;
+    values[3 * columns..3 * columns + len].fill(1e-13);
+    values
+}
+
+/// The bits of quantised rows and of their scales.
+fn bits((q, scales): (Tensor<Cuda>, Tensor<Cuda>)) -> (Vec<i8>, Vec<u32>) {
+    let number = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
+    (q.to_vec().unwrap(), scales.to_vec::<f32>().unwrap().into_iter().map(number).collect())
+}
+
 #[test]
 fn rows_are_quantised_as_the_contract_has_it() {
     let cuda = cuda();
-    for len in [32, 256] {
-        let (rows, columns) = (5, 3 * len);
-        let mut values: Vec<f32> = (0..rows * columns)
-            .map(|i| ((i * 7919 % 1009) as f32 - 500.0) * 1.7f32.powi((i / len) as i32 - 7))
-            .collect();
-        values[..len].fill(0.0);
-        values[len] = f32::NAN;
-        values[2 * len] = f32::INFINITY;
-        values[3 * len..4 * len].fill(1e-13);
-        let x = Tensor::of(&cuda, [rows, columns], &values).unwrap();
-        let (q, scales) = cuda.quantize(&x, len).unwrap();
-        let blocks = x.reshape([rows, 3, len]).unwrap();
-        let (expected_q, expected_scales) = quantize_blocks(&blocks).unwrap();
-        assert_eq!(q.to_vec::<i8>().unwrap(), expected_q.to_vec::<i8>().unwrap(), "blocks of {len}");
-        let bits = |x: &Tensor<Cuda>| -> Vec<u32> {
-            let number = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
-            x.to_vec::<f32>().unwrap().into_iter().map(number).collect()
+    // The longest row does not fit into shared memory.
+    for (len, rows, columns) in [(32, 5, 96), (256, 5, 768), (256, 4, 8448)] {
+        let x = Tensor::of(&cuda, [rows, columns], &values(rows, columns, len)).unwrap();
+        let up = x.unary(UnaryOp::Abs).unwrap().scalar(BinaryOp::Mul, 0.3).unwrap();
+        let weight: Vec<f32> = (0..columns).map(|i| 1.0 + (i % 7) as f32 / 8.0).collect();
+        let weight = Tensor::of(&cuda, [columns], &weight).unwrap();
+        let expected = |x: &Tensor<Cuda>| {
+            let blocks = x.reshape([rows, columns / len, len]).unwrap();
+            bits(quantize_blocks(&blocks).unwrap())
         };
-        assert_eq!(bits(&scales), bits(&expected_scales), "blocks of {len}");
+        let what = format!("[{rows}, {columns}] in blocks of {len}");
+        assert_eq!(bits(cuda.quantize((&x).into(), len).unwrap()), expected(&x), "{what}");
+        let normed = decompose::rms_norm(&x, &weight, 1e-5).unwrap();
+        let input = Input { x: &x, norm: Some((&weight, 1e-5)) };
+        assert_eq!(bits(cuda.quantize(input, len).unwrap()), expected(&normed), "norm of {what}");
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let glu = decompose::glu(&x, &up, activation).unwrap();
+            let found = cuda.quantize_glu(&x, &up, activation, len).unwrap();
+            assert_eq!(bits(found), expected(&glu), "{activation:?} of {what}");
+        }
     }
-    assert!(cuda.quantize(&Tensor::full(&cuda, [1, 64], 1.0).unwrap(), 64).is_err());
+    let odd = Tensor::full(&cuda, [1, 64], 1.0).unwrap();
+    assert!(cuda.quantize((&odd).into(), 64).is_err() && cuda.quantize((&odd).into(), 256).is_err());
 }
 
 #[test]

@@ -3,12 +3,18 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::fault::{FaultKind, MemorySpace};
+use crate::{
+    fault::{FaultKind, MemorySpace},
+    races::Races,
+};
 
 /// Between allocations, so that an address just out of one is in no other.
 const GAP: u64 = 64 << 10;
@@ -38,6 +44,7 @@ pub(crate) struct Arena {
     cursor: u64,
     used: u64,
     limit: u64,
+    races: OnceLock<Option<Races>>,
 }
 
 impl Arena {
@@ -55,6 +62,7 @@ impl Arena {
             cursor,
             used: 0,
             limit,
+            races: OnceLock::new(),
         })
     }
 
@@ -174,6 +182,11 @@ impl Arena {
             );
         }
         FaultKind::OutOfBounds { space: MemorySpace::Global, address, bytes, near }
+    }
+
+    /// The records of blocks, if the host has room for them.
+    pub(crate) fn races(&self) -> Option<&Races> {
+        self.races.get_or_init(|| Races::new(self.memory.as_ptr() as u64, self.memory.len())).as_ref()
     }
 
     fn shadow_of(&self, address: u64) -> *mut u8 {

@@ -72,13 +72,11 @@ pub enum FaultKind {
     #[error("a register is read before it is written")]
     UninitialisedRegister,
     #[error(
-        "the byte at {address:#x} of shared memory: {access} races with {earlier} thread {other}, with no barrier between"
+        "the byte at {address:#x} of shared memory: {access} races with {earlier} by thread {other}, with no barrier between"
     )]
     SharedRace { address: u64, access: &'static str, earlier: &'static str, other: u32 },
-    #[error(
-        "the byte at {address:#x} of global memory: {access} races with {earlier} block {other} in the same launch"
-    )]
-    GlobalRace { address: u64, access: &'static str, earlier: &'static str, other: u64 },
+    #[error("the byte at {address:#x} of global memory: {access} races with {earlier} of the same launch")]
+    GlobalRace { address: u64, access: &'static str, earlier: String },
     #[error(
         "the byte at {address:#x} of shared memory is used before the wait for the asynchronous copy to it"
     )]
@@ -89,7 +87,7 @@ pub enum FaultKind {
     Deadlock { waiting: String },
     #[error("the mask names lanes that do not come here: lanes {arrived:#010x} of {expected:#010x}")]
     IncompleteMask { arrived: u32, expected: u32 },
-    #[error("the mask {mask:#010x} is without the lane itself, or differs between lanes")]
+    #[error("the mask {mask:#010x} is without the lane itself")]
     WrongMask { mask: u32 },
     #[error("a value is taken from lane {lane}, which does not take part")]
     InactiveSource { lane: u32 },

@@ -132,8 +132,8 @@ impl Sim {
         self.set("PTX_SIM_CHECKS", &names.join(","));
     }
 
-    /// Sets what an environment variable of this name would. Memory and the number of devices are read once, when the first call
-    /// comes and when a device is opened.
+    /// Sets what an environment variable of this name would. A device that is open keeps the memory that it has, but less than that
+    /// may be set.
     pub fn set(&self, name: &str, value: &str) {
         assert_eq!(
             self.with_text(b"ptx_sim_set\0", &format!("{name}={value}")),
@@ -145,6 +145,11 @@ impl Sim {
     /// The first fault of a kernel since the test began.
     pub fn fault(&self) -> Option<String> {
         Some(self.text(b"ptx_sim_fault\0")).filter(|text| !text.is_empty())
+    }
+
+    /// Why a module was refused last.
+    pub fn refused(&self) -> Option<String> {
+        Some(self.text(b"ptx_sim_refused\0")).filter(|text| !text.is_empty())
     }
 
     /// Counters by kernel, as JSON.

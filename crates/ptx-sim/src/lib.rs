@@ -6,6 +6,7 @@ mod driver;
 mod fault;
 mod install;
 mod ptx;
+mod races;
 mod settings;
 mod vm;
 

@@ -102,3 +102,132 @@ fn a_fault_stays() {
     sim.reset();
     drop((x, y));
 }
+
+#[test]
+fn devices_that_are_not_there_or_too_old() {
+    let sim = Sim::alone().unwrap();
+    sim.set("PTX_SIM_DEVICES", "0");
+    let error = CudaContext::new(0).map(drop).unwrap_err();
+    assert_eq!(error.0, sys::CUresult::CUDA_ERROR_NO_DEVICE);
+    sim.set("PTX_SIM_DEVICES", "2");
+    assert_eq!(CudaContext::device_count(), Ok(2));
+    assert_eq!(CudaContext::new(2).map(drop).unwrap_err().0, sys::CUresult::CUDA_ERROR_INVALID_DEVICE);
+    let second = CudaContext::new(1).unwrap();
+    sim.set("PTX_SIM_CAPABILITY", "75");
+    assert_eq!(second.compute_capability(), Ok((7, 5)));
+    assert_eq!(
+        second.load_module(PTX.into()).map(drop).unwrap_err().0,
+        sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+    );
+    sim.set("PTX_SIM_CAPABILITY", "90");
+    sim.set("PTX_SIM_DRIVER", "11080");
+    let old = second.load_module(PTX.into()).map(drop).unwrap_err();
+    assert_eq!(old.0, sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
+}
+
+#[test]
+fn memory_runs_out() {
+    let sim = Sim::alone().unwrap();
+    let (context, stream) = open();
+    let before = context.mem_get_info().unwrap().0;
+    let held = stream.alloc_zeros::<u8>(1 << 20).unwrap();
+    assert_eq!(context.mem_get_info().unwrap().0, before - (1 << 20));
+    sim.set("PTX_SIM_BYTES", &(3 << 20).to_string());
+    let error = stream.alloc_zeros::<u8>(16 << 20).map(drop).unwrap_err();
+    assert_eq!(error.0, sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    let live = sim.live();
+    drop(held);
+    assert_eq!(sim.live(), live - 1);
+}
+
+#[test]
+fn calls_fail_where_it_is_planned() {
+    let sim = Sim::alone().unwrap();
+    let (context, stream) = open();
+    sim.faults("cuMemAllocAsync:2=2");
+    let first = stream.alloc_zeros::<u8>(16).unwrap();
+    assert_eq!(
+        stream.alloc_zeros::<u8>(16).map(drop).unwrap_err().0,
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+    );
+    drop(stream.alloc_zeros::<u8>(16).unwrap());
+    assert_eq!(sim.calls("cuMemAllocAsync"), 3);
+    sim.faults("cuMemAllocAsync:1+=1");
+    for _ in 0..2 {
+        assert_eq!(
+            stream.alloc_zeros::<u8>(16).map(drop).unwrap_err().0,
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE
+        );
+    }
+    // A device that is lost stays so.
+    sim.faults("cuStreamSynchronize:1=214!");
+    let lost = sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE;
+    assert_eq!(stream.synchronize().unwrap_err().0, lost);
+    assert_eq!(stream.clone_dtoh(&first).map(drop).unwrap_err().0, lost);
+    assert_eq!(context.mem_get_info().unwrap_err().0, lost);
+    sim.reset();
+    assert!(context.mem_get_info().is_ok());
+}
+
+#[test]
+fn launches_have_limits() {
+    let _sim = Sim::alone().unwrap();
+    let (context, stream) = open();
+    let scale = function(&context, "scale");
+    let x = stream.clone_htod(&[1f32; 8]).unwrap();
+    let mut y = stream.alloc_zeros::<f32>(8).unwrap();
+    // More threads than .maxntid, and more shared memory than was asked for.
+    for (threads, shared) in [(512, 0), (0, 0), (32, 64 << 10)] {
+        let config = LaunchConfig { shared_mem_bytes: shared, ..config(1, threads) };
+        // SAFETY: the arguments are those of the kernel.
+        let done =
+            unsafe { stream.launch_builder(&scale).arg(&mut y).arg(&x).arg(&2f32).arg(&8u32).launch(config) };
+        assert_eq!(done.map(drop).unwrap_err().0, sys::CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let dynamic = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    scale.set_attribute(dynamic, 64 << 10).unwrap();
+    let config = LaunchConfig { shared_mem_bytes: 64 << 10, ..config(1, 32) };
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { stream.launch_builder(&scale).arg(&mut y).arg(&x).arg(&2f32).arg(&8u32).launch(config) }
+        .unwrap();
+    assert!(scale.set_attribute(dynamic, 228 << 10).is_err());
+    assert_eq!(scale.occupancy_max_active_blocks_per_multiprocessor(256, 64 << 10, None), Ok(3));
+}
+
+#[test]
+fn captures_are_broken_by_what_cannot_be_repeated() {
+    let _sim = Sim::alone().unwrap();
+    let (_context, stream) = open();
+    let x = stream.clone_htod(&[1f32; 8]).unwrap();
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    assert_eq!(stream.synchronize().unwrap_err().0, sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    let ended = stream.end_capture(flags).map(drop);
+    assert_eq!(ended.unwrap_err().0, sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    assert_eq!(stream.clone_dtoh(&x).unwrap(), [1.0; 8]);
+}
+
+#[test]
+fn a_report_counts() {
+    let sim = Sim::alone().unwrap();
+    sim.set("PTX_SIM_COUNT", "1");
+    let (context, stream) = open();
+    let scale = function(&context, "scale");
+    let x = stream.clone_htod(&[1f32; 96]).unwrap();
+    let mut y = stream.alloc_zeros::<f32>(96).unwrap();
+    for _ in 0..2 {
+        // SAFETY: the arguments are those of the kernel.
+        unsafe {
+            stream.launch_builder(&scale).arg(&mut y).arg(&x).arg(&2f32).arg(&80u32).launch(config(1, 96))
+        }
+        .unwrap();
+    }
+    let report = &sim.report()["scale"];
+    assert_eq!(report["launches"], 2);
+    assert_eq!(report["opcodes"]["mul.rn.f32"], 6);
+    assert_eq!(report["opcodes"]["bra"], 6);
+    assert_eq!(report["loaded_bytes"], 2 * 80 * 4);
+    assert_eq!(report["stored_bytes"], 2 * 80 * 4);
+    assert_eq!(report["loaded_sectors"], 2 * 10);
+    assert_eq!(report["bank_conflicts"], 0);
+}

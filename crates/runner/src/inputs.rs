@@ -1,6 +1,6 @@
 use samebits_engine::{Batch, BatchSeq};
 use samebits_nn::Step;
-use samebits_tensor::{AttentionBatch, Backend, HostTensor, Result, Tensor};
+use samebits_tensor::{AttentionBatch, Backend, HostTensor, Result, StepInput, StepKey, Tensor, try_map};
 
 /// Uploads a batch as a model's inputs. Block tables are as wide as the longest one; entries past a sequence's end
 /// name page 0, whose keys no query of that sequence sees.
@@ -9,8 +9,8 @@ use samebits_tensor::{AttentionBatch, Backend, HostTensor, Result, Tensor};
 /// If the backend cannot take them.
 pub fn step_inputs<B: Backend>(backend: &B, batch: &Batch, page_size: usize) -> Result<Step<B>> {
     let mut inputs = Inputs::default();
-    inputs.fill(batch, page_size);
-    inputs.upload(backend)
+    inputs.fill(batch, page_size, 0);
+    Ok(inputs.step(&try_map(inputs.parts(), |input| Tensor::of(backend, input.dims, input.values))?))
 }
 
 /// A batch as a model's inputs, in vectors that are used again.
@@ -25,16 +25,26 @@ pub(crate) struct Inputs {
     tables: Vec<i32>,
     shape: [usize; 2],
     logits: Vec<i32>,
+    /// Extents of the other inputs, for as long as these are given away.
+    tokens_len: [usize; 1],
+    logits_len: [usize; 1],
+    /// Positions that may hold a visible key.
+    max_context: usize,
 }
 
 impl Inputs {
-    /// Takes over a batch.
-    pub(crate) fn fill(&mut self, batch: &Batch, page_size: usize) {
+    /// Takes over a batch. Block tables are at least as wide as asked for; all positions of wider ones may hold a key then.
+    pub(crate) fn fill(&mut self, batch: &Batch, page_size: usize, least_width: usize) {
         self.clear();
         self.tokens.extend(batch.tokens.iter().map(|&token| token as i32));
         self.positions.extend(batch.positions.iter().map(|&position| position as i32));
-        let width = batch.seqs.iter().map(|seq| seq.pages.len()).max().unwrap_or(0);
+        let longest = batch.seqs.iter().map(|seq| seq.pages.len()).max().unwrap_or(0);
+        let width = longest.max(least_width);
         self.shape = [batch.seqs.len(), width];
+        self.max_context = match least_width {
+            0 => self.positions.iter().max().map_or(0, |&last| last as usize + 1),
+            _ => width * page_size,
+        };
         for (i, seq) in batch.seqs.iter().enumerate() {
             let positions = &batch.positions[seq.tokens.clone()];
             self.slots.extend(positions.iter().map(|&position| slot(seq, position as usize, page_size)));
@@ -45,22 +55,44 @@ impl Inputs {
                 self.logits.push(seq.tokens.end as i32 - 1);
             }
         }
+        (self.tokens_len, self.logits_len) = ([self.tokens.len()], [self.logits.len()]);
     }
 
-    /// The tensors.
-    pub(crate) fn upload<B: Backend>(&self, backend: &B) -> Result<Step<B>> {
-        let column = |values: &[i32]| Tensor::of(backend, [values.len()], values);
-        Ok(Step {
-            tokens: column(&self.tokens)?,
-            slots: column(&self.slots)?,
-            attention: AttentionBatch {
-                positions: column(&self.positions)?,
-                sequences: column(&self.sequences)?,
-                block_tables: Tensor::of(backend, self.shape, &self.tables)?,
-                max_context: self.positions.iter().max().map_or(0, |&last| last as usize + 1),
-            },
-            logits: column(&self.logits)?,
-        })
+    /// Whether each sequence has one token, as where all decode.
+    pub(crate) fn is_one_token_each(&self) -> bool {
+        self.tokens.len() == self.shape[0]
+    }
+
+    /// Runs a step on a backend, which may have recorded one of this key.
+    pub(crate) fn run<B: Backend>(
+        &self,
+        backend: &B,
+        owner: Option<u64>,
+        mut run: impl FnMut(&Step<B>) -> Result<Tensor<B>>,
+    ) -> Result<Tensor<B>> {
+        let key = owner.map(|owner| StepKey { owner, max_context: self.max_context });
+        backend.step(key, self.parts(), |parts| run(&self.step(parts)))
+    }
+
+    /// Tokens, slots, positions, sequences, block tables and indices of logits.
+    fn parts(&self) -> [StepInput<'_>; 6] {
+        let column = |values| StepInput { dims: &self.tokens_len, values };
+        [
+            column(&self.tokens),
+            column(&self.slots),
+            column(&self.positions),
+            column(&self.sequences),
+            StepInput { dims: &self.shape, values: &self.tables },
+            StepInput { dims: &self.logits_len, values: &self.logits },
+        ]
+    }
+
+    /// The step of these parts on a backend.
+    fn step<B: Backend>(&self, parts: &[Tensor<B>; 6]) -> Step<B> {
+        let [tokens, slots, positions, sequences, block_tables, logits] = parts.clone();
+        let max_context = self.max_context;
+        let attention = AttentionBatch { positions, sequences, block_tables, max_context };
+        Step { tokens, slots, attention, logits }
     }
 
     /// Tokens, slots, positions, sequences, block tables and indices of logits, padded. The tokens of padding are token 0 at
@@ -122,8 +154,8 @@ mod tests {
     fn inputs(batch: &Batch) -> Inputs {
         let mut inputs = Inputs::default();
         // What was there before does not show.
-        inputs.fill(&Batch { tokens: vec![9], positions: vec![0], seqs: vec![seq(0..1, &[3, 4])] }, 16);
-        inputs.fill(batch, 16);
+        inputs.fill(&Batch { tokens: vec![9], positions: vec![0], seqs: vec![seq(0..1, &[3, 4])] }, 16, 0);
+        inputs.fill(batch, 16, 0);
         inputs
     }
 
@@ -158,5 +190,14 @@ mod tests {
         let inputs = inputs(&Batch { tokens: vec![1, 2], positions: vec![0, 33], seqs });
         assert_eq!((inputs.tables, inputs.shape), (vec![7, 0, 0, 1, 2, 3], [2, 3]));
         assert_eq!((inputs.sequences, inputs.logits), (vec![0, 1], vec![0, 1]));
+        assert_eq!(inputs.max_context, 34);
+    }
+
+    #[test]
+    fn wider_tables_are_padded_with_page_0_and_looked_at() {
+        let batch = Batch { tokens: vec![1], positions: vec![16], seqs: vec![seq(0..1, &[7, 2])] };
+        let mut inputs = Inputs::default();
+        inputs.fill(&batch, 16, 4);
+        assert_eq!((inputs.tables, inputs.shape, inputs.max_context), (vec![7, 2, 0, 0], [1, 4], 64));
     }
 }

@@ -1,4 +1,7 @@
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use samebits_engine::{Batch, Limits, Logits, Runner, RunnerError};
 use samebits_models::Model;
@@ -10,6 +13,8 @@ use crate::{MemoryPlan, RunnerConfig, inputs::Inputs};
 /// Runs a model eagerly on a backend. An asynchronous backend is given a step's operations in [`Runner::submit`]; another
 /// computes in [`Runner::wait`], so that the caller hands out the last step's results first.
 pub struct ModelRunner<B: Backend> {
+    /// Tells the steps of runners on one backend apart.
+    number: u64,
     backend: B,
     model: Model<B>,
     caches: Vec<KvCache<B>>,
@@ -19,6 +24,9 @@ pub struct ModelRunner<B: Backend> {
     spare_inputs: Vec<Inputs>,
     spare_logits: Vec<Vec<f32>>,
 }
+
+/// Positions up to which all steps of one token each are alike; after that, up to twice as many each time.
+const ALIKE: usize = 512;
 
 enum Submitted<B: Backend> {
     Inputs(Inputs),
@@ -42,7 +50,9 @@ impl<B: Backend> ModelRunner<B> {
         let model = Model::load(&loader, plan.max_context)?;
         let caches = model.caches(&backend, plan.pages, plan.page_size)?;
         let limits = plan.limits(config, runner);
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
         Ok(ModelRunner {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             backend,
             model,
             caches,
@@ -60,10 +70,24 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Computes a step's logits.
     fn forward(&mut self, inputs: Inputs) -> Result<Tensor<B>, RunnerError> {
-        let step = inputs.upload(&self.backend);
+        let (model, caches) = (&self.model, &mut self.caches);
+        let owner =
+            self.backend.records_steps().then_some(self.number).filter(|_| inputs.is_one_token_each());
+        let logits = inputs.run(&self.backend, owner, |step| model.forward(step, caches));
         self.spare_inputs.push(inputs);
-        let logits = step.and_then(|step| self.model.forward(&step, &mut self.caches));
         logits.map_err(|error| self.failed("forward", error))
+    }
+
+    /// Pages in a row of the block tables at least, so that steps of one token each are alike for many positions on where the
+    /// backend records them.
+    fn least_width(&self, batch: &Batch) -> usize {
+        if !self.backend.records_steps() || batch.tokens.len() != batch.seqs.len() {
+            return 0;
+        }
+        let Limits { page_size, max_context, .. } = self.limits;
+        let longest = batch.seqs.iter().map(|seq| seq.pages.len()).max().unwrap_or(0);
+        let positions = (longest * page_size).next_power_of_two().max(ALIKE);
+        positions.min(max_context).div_ceil(page_size)
     }
 
     fn failed(&self, op: &str, detail: impl ToString) -> RunnerError {
@@ -76,6 +100,12 @@ impl<B: Backend> ModelRunner<B> {
     }
 }
 
+impl<B: Backend> Drop for ModelRunner<B> {
+    fn drop(&mut self) {
+        self.backend.forget_steps(self.number);
+    }
+}
+
 impl<B: Backend> Runner for ModelRunner<B> {
     fn limits(&self) -> &Limits {
         &self.limits
@@ -83,7 +113,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
         let mut inputs = self.spare_inputs.pop().unwrap_or_default();
-        inputs.fill(batch, self.limits.page_size);
+        inputs.fill(batch, self.limits.page_size, self.least_width(batch));
         let submitted = match self.backend.is_asynchronous() {
             true => Submitted::Logits(self.forward(inputs)?),
             false => Submitted::Inputs(inputs),

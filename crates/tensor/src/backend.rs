@@ -59,6 +59,24 @@ impl Rank {
     }
 }
 
+/// What the operations of a step depend on, beside the shapes of its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StepKey {
+    /// A number of whoever runs the step, which nobody else in the process has.
+    pub owner: u64,
+    /// Positions that attention looks at.
+    pub max_context: usize,
+}
+
+/// An i32 input of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// Its extents.
+    pub dims: &'a [usize],
+    /// Its elements.
+    pub values: &'a [i32],
+}
+
 /// Element-wise operation of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnaryOp {
@@ -136,6 +154,26 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Whether operations return before they are done, so that a step is best issued early and waited for late.
     fn is_asynchronous(&self) -> bool {
         false
+    }
+
+    /// Whether [`Backend::step`] does again what it recorded, so that steps had best be alike.
+    fn records_steps(&self) -> bool {
+        false
+    }
+    /// Uploads the inputs of a step and runs it. With a key, `run` issues the same operations on the same tensors whenever
+    /// key and shapes are the same, so a backend may record them once and then do them again without calling it.
+    fn step<const N: usize>(
+        &self,
+        key: Option<StepKey>,
+        inputs: [StepInput<'_>; N],
+        mut run: impl FnMut(&[Tensor<Self>; N]) -> Result<Tensor<Self>>,
+    ) -> Result<Tensor<Self>> {
+        let _ = key;
+        run(&try_map(inputs, |input| Tensor::of(self, input.dims, input.values))?)
+    }
+    /// Drops what was recorded of an owner's steps.
+    fn forget_steps(&self, owner: u64) {
+        let _ = owner;
     }
 
     /// Which part of each layer this is, where several devices share them.

@@ -24,7 +24,7 @@ mod tensor;
 pub mod testing;
 mod weight;
 
-pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, Rank, UnaryOp, try_map};
+pub use backend::{Backend, BinaryOp, Capabilities, CompareOp, Rank, StepInput, StepKey, UnaryOp, try_map};
 pub use blocks::{PlainRowMut, PlainRows, dequantize_row, unpack_row, unpack_rows};
 pub use dtype::{DType, Element, Scalar};
 pub use error::{Error, Result};

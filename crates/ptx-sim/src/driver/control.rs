@@ -73,7 +73,7 @@ extern "C" fn ptx_sim_reset() -> i32 {
     change(|driver| {
         driver.settings = Settings::from_environment();
         driver.plan = Default::default();
-        (driver.sticky, driver.fault) = (None, None);
+        (driver.sticky, driver.fault, driver.refused) = (None, None, None);
         driver.counters = Default::default();
         for stream in driver.streams.values_mut() {
             *stream = Default::default();
@@ -92,6 +92,18 @@ unsafe extern "C" fn ptx_sim_fault(to: *mut u8, room: usize) -> usize {
     let fault = driver().as_ref().and_then(|driver| driver.fault.as_ref().map(ToString::to_string));
     // SAFETY: as the caller promises.
     unsafe { copy(&fault.unwrap_or_default(), to, room) }
+}
+
+/// Why a module was refused last, as text; its length, 0 if none was.
+///
+/// # Safety
+///
+/// There are `room` bytes behind the pointer.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ptx_sim_refused(to: *mut u8, room: usize) -> usize {
+    let refused = driver().as_ref().and_then(|driver| driver.refused.clone());
+    // SAFETY: as the caller promises.
+    unsafe { copy(&refused.unwrap_or_default(), to, room) }
 }
 
 /// The counters as JSON; its length.

@@ -13,13 +13,16 @@ use crate::{arena::Arena, settings::Settings};
 
 impl Driver {
     fn ordinal(&self, device: c_int) -> Done<usize> {
-        usize::try_from(device).ok().filter(|&index| index < self.devices.len()).ok_or(INVALID_DEVICE)
+        usize::try_from(device).ok().filter(|_| device < self.settings.devices).ok_or(INVALID_DEVICE)
     }
 
     /// The device's memory comes with its first context.
     fn retain(&mut self, device: c_int) -> Done<usize> {
         let index = self.ordinal(device)?;
         let bytes = self.settings.memory_bytes;
+        if self.devices.len() <= index {
+            self.devices.resize_with(index + 1, || None);
+        }
         let slot = &mut self.devices[index];
         if slot.is_none() {
             let arena = Arena::new(bytes).ok_or(OUT_OF_MEMORY)?;
@@ -85,7 +88,7 @@ api! {
         if flags != 0 {
             return Err(INVALID_VALUE);
         }
-        if driver.devices.is_empty() {
+        if driver.settings.devices == 0 {
             return Err(NO_DEVICE);
         }
         driver.initialised = true;
@@ -101,7 +104,7 @@ api! {
     }
 
     Device cuDeviceGetCount(driver, count: *mut c_int) {
-        put(count, driver.devices.len() as c_int)
+        put(count, driver.settings.devices)
     }
 
     Device cuDeviceGetName(driver, name: *mut c_char, length: c_int, device: c_int) {
@@ -150,7 +153,7 @@ api! {
     // Devices keep their memory: a later context of the process finds what leaked.
     Nothing cuDevicePrimaryCtxRelease_v2(driver, device: c_int) {
         let index = driver.ordinal(device)?;
-        match &mut driver.devices[index] {
+        match driver.devices.get_mut(index).and_then(Option::as_mut) {
             Some(device) if device.retained > 0 => {
                 device.retained -= 1;
                 Ok(())
@@ -162,7 +165,7 @@ api! {
     Device cuDevicePrimaryCtxGetState(driver, device: c_int, flags: *mut c_uint, active: *mut c_int) {
         let index = driver.ordinal(device)?;
         put(flags, 0)?;
-        put(active, driver.devices[index].as_ref().is_some_and(|device| device.retained > 0).into())
+        put(active, driver.devices.get(index).and_then(Option::as_ref).is_some_and(|device| device.retained > 0).into())
     }
 
     Device cuDevicePrimaryCtxSetFlags_v2(driver, device: c_int, _flags: c_uint) {

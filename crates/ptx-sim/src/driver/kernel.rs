@@ -121,7 +121,9 @@ impl Driver {
         let index = self.current()?;
         let device = self.devices[index].as_ref().ok_or(super::INVALID_CONTEXT)?;
         let warps = launch.block.iter().product::<u32>().div_ceil(32) as usize;
+        self.launches = self.launches.wrapping_add(1);
         let run = Launch {
+            number: self.launches,
             kernel: &launch.kernel,
             grid: launch.grid,
             block: launch.block,

@@ -14,8 +14,20 @@ impl Driver {
     fn allocate(&mut self, bytes: usize) -> Done<u64> {
         match bytes {
             0 => Err(INVALID_VALUE),
-            _ => self.arena()?.allocate(bytes as u64, false).ok_or(OUT_OF_MEMORY),
+            _ => {
+                let fits = bytes as u64 <= self.memory()?.1;
+                let allocated = if fits { self.arena()?.allocate(bytes as u64, false) } else { None };
+                allocated.ok_or(OUT_OF_MEMORY)
+            }
         }
+    }
+
+    /// The device's memory, and how much of it is free. It may be set to less than there was when the device was opened.
+    fn memory(&mut self) -> Done<(u64, u64)> {
+        let limit = self.settings.memory_bytes;
+        let arena = self.arena()?;
+        let limit = limit.min(arena.limit());
+        Ok((limit, limit.saturating_sub(arena.used())))
     }
 
     /// An allocation in a graph is not played.
@@ -96,9 +108,8 @@ api! {
     }
 
     Device cuMemGetInfo_v2(driver, free: *mut usize, total: *mut usize) {
-        let arena = driver.arena()?;
-        let (limit, used) = (arena.limit(), arena.used());
-        put(free, (limit - used) as usize)?;
+        let (limit, left) = driver.memory()?;
+        put(free, left as usize)?;
         put(total, limit as usize)
     }
 

@@ -58,6 +58,9 @@ struct Driver {
     /// What every call returns from now on.
     sticky: Option<Status>,
     fault: Option<Fault>,
+    /// Why a module was refused.
+    refused: Option<String>,
+    launches: u32,
     plan: Plan,
     counters: Counters,
 }
@@ -65,11 +68,10 @@ struct Driver {
 impl Driver {
     fn new() -> Self {
         let settings = Settings::from_environment();
-        let devices = (0..settings.devices.max(0)).map(|_| None).collect();
         Driver {
             settings,
             initialised: false,
-            devices,
+            devices: Vec::new(),
             next: 0x1000,
             modules: HashMap::new(),
             functions: HashMap::new(),
@@ -80,6 +82,8 @@ impl Driver {
             pinned: BTreeMap::new(),
             sticky: None,
             fault: None,
+            refused: None,
+            launches: 0,
             plan: Plan::from_environment(),
             counters: Counters::default(),
         }

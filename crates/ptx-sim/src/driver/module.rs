@@ -24,7 +24,7 @@ pub(super) struct LoadedModule {
 
 impl Driver {
     fn load(&mut self, text: &str) -> Done<Handle> {
-        let module = ptx::parse(text).map_err(|error| refuse(&error))?;
+        let module = ptx::parse(text).map_err(|error| self.refuse(&error))?;
         let newest = (self.settings.driver_version / 1000 - 4, self.settings.driver_version % 1000 / 10);
         let (major, minor) = module.version;
         if (major as i32, minor as i32) > newest {
@@ -46,7 +46,7 @@ impl Driver {
             }
             Err(error) => {
                 self.free_variables(&globals)?;
-                return Err(refuse(&error));
+                return Err(self.refuse(&error));
             }
         };
         let handle = self.handle();
@@ -89,6 +89,12 @@ impl Driver {
         Ok(())
     }
 
+    fn refuse(&mut self, error: &ptx::PtxError) -> super::Status {
+        eprintln!("ptx-sim: {error}");
+        self.refused = Some(error.to_string());
+        INVALID_PTX
+    }
+
     fn unload(&mut self, handle: Handle) -> Done {
         let module = self.modules.remove(&handle).ok_or(INVALID_VALUE)?;
         module.functions.iter().for_each(|function| _ = self.functions.remove(function));
@@ -104,11 +110,6 @@ impl Driver {
         self.functions.insert(handle, Function::new(kernel, capability));
         Ok(handle)
     }
-}
-
-fn refuse(error: &ptx::PtxError) -> super::Status {
-    eprintln!("ptx-sim: {error}");
-    INVALID_PTX
 }
 
 /// # Safety

@@ -36,6 +36,8 @@ impl Block<'_> {
         for (space, mask) in spaces(memory.address.space, &addresses, mask) {
             let at = within(space, &addresses);
             self.check(warp, space, &at, mask, bytes)?;
+            self.count_access(warp.pc, space, &at, mask, bytes);
+            self.note_blocks(space, &at, mask, bytes, false)?;
             self.note_read(warp, space, &at, mask, memory.bytes, memory.elements.len() as u32)?;
             for (index, element) in memory.elements.iter().enumerate() {
                 let Some(register) = element else { continue };
@@ -58,6 +60,8 @@ impl Block<'_> {
             let at = within(space, &addresses);
             self.check(warp, space, &at, mask, bytes)?;
             self.check_writable(warp.pc, space, &at, mask, bytes)?;
+            self.count_access(warp.pc, space, &at, mask, bytes);
+            self.note_blocks(space, &at, mask, bytes, true)?;
             for (index, element) in memory.elements.iter().enumerate() {
                 let Some(register) = element else { continue };
                 let values = self.source(warp, *register, mask)?;
@@ -186,6 +190,27 @@ impl Block<'_> {
                     self.note_global_read(at, mask, bytes, count)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Notes which block used global memory, where that is checked.
+    pub(super) fn note_blocks(
+        &self,
+        space: Space,
+        at: &Lanes<u64>,
+        mask: u32,
+        bytes: u32,
+        writes: bool,
+    ) -> Ran {
+        if !self.launch.settings.checks.blocks || !matches!(space, Space::Global | Space::Generic) {
+            return Ok(());
+        }
+        let Some(races) = self.launch.arena.races() else { return Ok(()) };
+        for lane in lanes(mask) {
+            races
+                .note(at[lane], bytes, self.launch.number, self.number, writes)
+                .map_err(|kind| kind.of(lane))?;
         }
         Ok(())
     }

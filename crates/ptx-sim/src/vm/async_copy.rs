@@ -68,6 +68,8 @@ impl Block<'_> {
         let reading = lanes(mask).filter(reads).fold(0, |reading, lane| reading | 1 << lane);
         if reading != 0 {
             self.check(warp, Space::Global, &from, reading, copy.bytes)?;
+            self.count_access(warp.pc, Space::Global, &from, reading, copy.bytes);
+            self.note_blocks(Space::Global, &from, reading, copy.bytes, false)?;
         }
         for lane in lanes(mask) {
             let taken = if reading >> lane & 1 != 0 { taken[lane] as u32 } else { 0 };

@@ -34,7 +34,8 @@ impl BarrierState {
 impl Block<'_> {
     /// Whether the warp waits from now on.
     pub(super) fn barrier(&mut self, warp: &mut Warp, barrier: &Barrier, mask: u32) -> Ran<bool> {
-        if !warp.meet(mask, warp.alive()) {
+        let divergent = FaultKind::DivergentBarrier { arrived: mask, expected: warp.alive() };
+        if !warp.meet(mask, warp.alive()).map_err(|_| divergent)? {
             return Ok(false);
         }
         let lane = mask.trailing_zeros() as usize;
@@ -104,21 +105,26 @@ impl Block<'_> {
 
     /// `bar.warp.sync`.
     pub(super) fn sync_warp(&mut self, warp: &mut Warp, slot: u32, mask: u32) -> Ran {
-        let named = named_mask(warp, slot, mask)?;
-        if warp.meet(mask, named) {
-            self.shared.sync_lanes(warp.index, named, warp.alive());
+        if let Some(mask) = convene(warp, slot, mask)? {
+            self.shared.sync_lanes(warp.index, mask, warp.alive());
             warp.pc += 1;
         }
         Ok(())
     }
 }
 
-/// The mask that the lanes give: the same in each, with the lane in it.
-pub(super) fn named_mask(warp: &Warp, slot: u32, mask: u32) -> Ran<u32> {
-    let values = warp.registers.narrow(slot);
-    let first = values[mask.trailing_zeros() as usize % 32];
-    match lanes(mask).find(|&lane| values[lane] != first || values[lane] >> lane & 1 == 0) {
-        Some(lane) => Err(FaultKind::WrongMask { mask: values[lane] }.of(lane)),
-        None => Ok(first),
+/// The lanes that execute an instruction together: those that give the same mask as the first one, if all of the mask are there; else
+/// they wait. Lanes that give another mask have their turn later.
+pub(super) fn convene(warp: &mut Warp, slot: u32, mask: u32) -> Ran<Option<u32>> {
+    let values = *warp.registers.narrow(slot);
+    let first = mask.trailing_zeros() as usize % 32;
+    let named = values[first];
+    let together =
+        lanes(mask).filter(|&lane| values[lane] == named).fold(0, |together, lane| together | 1 << lane);
+    if together & !named != 0 {
+        let lane = (together & !named).trailing_zeros() as usize;
+        return Err(FaultKind::WrongMask { mask: named }.of(lane));
     }
+    warp.defer(mask & !together);
+    Ok(warp.meet(together, named)?.then_some(together))
 }

@@ -1,6 +1,6 @@
 //! Instructions that the lanes of a mask execute together.
 
-use super::{Ran, access::apply_32, barrier::named_mask, block::Block, lanes, registers::Kind, warp::Warp};
+use super::{Ran, access::apply_32, barrier::convene, block::Block, lanes, registers::Kind, warp::Warp};
 use crate::{
     decode::{Match, Reduce, Register, Shuffle, ShuffleMode, Vote, VoteMode},
     fault::FaultKind,
@@ -9,10 +9,7 @@ use crate::{
 impl Block<'_> {
     /// `shfl.sync`, as the manual's pseudocode has it: the clamp's upper bits say where segments are.
     pub(super) fn shuffle(&mut self, warp: &mut Warp, shuffle: &Shuffle, mask: u32) -> Ran {
-        let named = named_mask(warp, shuffle.mask, mask)?;
-        if !warp.meet(mask, named) {
-            return Ok(());
-        }
+        let Some(mask) = convene(warp, shuffle.mask, mask)? else { return Ok(()) };
         let narrow = |slot| self.source(warp, Register { kind: Kind::Narrow, slot }, mask);
         let (values, by, clamps) = (narrow(shuffle.value)?, narrow(shuffle.by)?, narrow(shuffle.clamp)?);
         let (mut results, mut in_range) = ([0; 32], 0u32);
@@ -46,10 +43,7 @@ impl Block<'_> {
     }
 
     pub(super) fn vote(&mut self, warp: &mut Warp, vote: &Vote, mask: u32) -> Ran {
-        let named = named_mask(warp, vote.mask, mask)?;
-        if !warp.meet(mask, named) {
-            return Ok(());
-        }
+        let Some(mask) = convene(warp, vote.mask, mask)? else { return Ok(()) };
         self.source(warp, Register { kind: Kind::Pred, slot: vote.source }, mask)?;
         let holds = warp.registers.pred(vote.source) & mask;
         let result = match vote.mode {
@@ -68,10 +62,7 @@ impl Block<'_> {
     }
 
     pub(super) fn matched(&mut self, warp: &mut Warp, matched: &Match, mask: u32) -> Ran {
-        let named = named_mask(warp, matched.mask, mask)?;
-        if !warp.meet(mask, named) {
-            return Ok(());
-        }
+        let Some(mask) = convene(warp, matched.mask, mask)? else { return Ok(()) };
         let values = self.source(warp, matched.value, mask)?;
         let equal = |to: u64| {
             lanes(mask).filter(|&lane| values[lane] == to).fold(0u32, |equal, lane| equal | 1 << lane)
@@ -91,10 +82,7 @@ impl Block<'_> {
     }
 
     pub(super) fn reduce(&mut self, warp: &mut Warp, reduce: &Reduce, mask: u32) -> Ran {
-        let named = named_mask(warp, reduce.mask, mask)?;
-        if !warp.meet(mask, named) {
-            return Ok(());
-        }
+        let Some(mask) = convene(warp, reduce.mask, mask)? else { return Ok(()) };
         let values = self.source(warp, Register { kind: Kind::Narrow, slot: reduce.value }, mask)?;
         let all = lanes(mask).map(|lane| values[lane] as u32);
         let result = all.reduce(|a, b| apply_32(reduce.op, reduce.signed, a, b, 0)).unwrap_or(0);

@@ -21,6 +21,8 @@ pub(crate) struct Launch<'l> {
     pub(crate) settings: &'l Settings,
     /// The warps of a block, in the order of their turns.
     pub(crate) warp_order: Vec<usize>,
+    /// Another one for each launch.
+    pub(crate) number: u32,
 }
 
 /// What was executed.

@@ -19,7 +19,7 @@ impl Block<'_> {
     /// Matrices of 8 rows of 16 bytes: lanes 8i to 8i + 7 give the rows of matrix i. Lane l holds columns 2(l mod 4) and the next of
     /// row l / 4, or of the transposed matrix.
     pub(super) fn load_matrix(&mut self, warp: &mut Warp, matrix: &LoadMatrix, mask: u32) -> Ran {
-        if !warp.meet(mask, warp.alive()) {
+        if !warp.meet(mask, warp.alive())? {
             return Ok(());
         }
         if mask != u32::MAX {
@@ -29,6 +29,7 @@ impl Block<'_> {
         for (index, &register) in matrix.registers.iter().enumerate() {
             let named = 0xff << (8 * index);
             self.check(warp, Space::Shared, &rows, named, 16)?;
+            self.count_access(warp.pc, Space::Shared, &rows, named, 16);
             let fragment = |lane: usize, half: usize| match matrix.transposed {
                 false => (lane / 4, 2 * (lane % 4) + half),
                 true => (2 * (lane % 4) + half, lane / 4),
@@ -62,7 +63,7 @@ impl Block<'_> {
     }
 
     pub(super) fn multiply(&mut self, warp: &mut Warp, multiply: &Multiply, mask: u32) -> Ran {
-        if !warp.meet(mask, warp.alive()) {
+        if !warp.meet(mask, warp.alive())? {
             return Ok(());
         }
         if mask != u32::MAX {

@@ -12,6 +12,7 @@ mod matrix;
 mod registers;
 mod shared;
 mod tables;
+mod traffic;
 mod warp;
 mod window;
 

@@ -4,6 +4,8 @@
 //! they reach others, with which they go on together: in code as compilers lay it out, that is where the branches meet again.
 //! Lanes that must wait for others of a mask stay where they are while the others go on.
 
+use crate::fault::FaultKind;
+
 use super::{
     async_copy::Pending,
     registers::{Counts, Registers},
@@ -115,6 +117,15 @@ impl Warp {
         (self.pc, self.mask, self.limit) = (target, mask, 0);
     }
 
+    /// Some of the current lanes stay for a while, to execute the same instruction by themselves.
+    pub(crate) fn defer(&mut self, mask: u32) {
+        if mask != 0 {
+            self.parked.push(Group { pc: self.pc, mask, waits: false });
+            self.mask &= !mask;
+            self.limit = 0;
+        }
+    }
+
     /// Some of the current lanes end.
     pub(crate) fn exit(&mut self, mask: u32) {
         self.exited |= mask;
@@ -123,18 +134,25 @@ impl Warp {
         self.pc += 1;
     }
 
-    /// Whether all `needed` lanes that have not ended are among `arrived`, which are of the current ones; else those wait here,
-    /// and the others go on.
-    pub(crate) fn meet(&mut self, arrived: u32, needed: u32) -> bool {
-        if needed & !self.exited & !arrived == 0 {
+    /// Whether all `needed` lanes that have not ended are among `arrived`, which are of the current ones; else those wait here.
+    ///
+    /// # Errors
+    ///
+    /// A needed lane is here too, and its guard does not hold: it goes on without the others.
+    pub(crate) fn meet(&mut self, arrived: u32, needed: u32) -> Result<bool, FaultKind> {
+        let missing = needed & self.alive() & !arrived;
+        if missing & self.mask != 0 {
+            return Err(FaultKind::IncompleteMask { arrived, expected: needed });
+        }
+        if missing == 0 {
             self.moved = true;
-            return true;
+            return Ok(true);
         }
         self.parked.push(Group { pc: self.pc, mask: arrived, waits: true });
         self.mask &= !arrived;
         self.pc += 1;
         self.limit = 0;
-        false
+        Ok(false)
     }
 
     /// Chooses the lanes at the lowest instruction. False if all have ended; none if those that are left wait for each other.

@@ -195,7 +195,7 @@ fn pairs(table: &mut Table) {
 }
 
 fn number(value: f32) -> f32 {
-    if value.is_nan() { NAN } else { value }
+    if value.to_bits() << 1 > 0xff << 24 { NAN } else { value }
 }
 
 fn to_f16(value: f64, rounding: Rounding) -> f16 {

@@ -29,10 +29,9 @@ pub(super) fn fill(table: &mut Table) {
         };
     }
     macro_rules! canonical {
-        ($value:expr, $nan:expr) => {{
-            let value = $value;
-            if value.is_nan() { $nan } else { value }
-        }};
+        ($value:expr, $nan:expr) => {
+            $value.canonical($nan)
+        };
     }
     // A NaN is dropped if the other is a number; -0 is below +0.
     macro_rules! smaller {
@@ -94,6 +93,26 @@ pub(super) fn fill(table: &mut Table) {
     table.unary("rcp.ftz.f32", |a: f32| flush(canonical!(1.0 / flush(a), NAN)));
     table.unary("neg.ftz.f32", |a: f32| canonical!(-flush(a), NAN));
     table.unary("abs.ftz.f32", |a: f32| canonical!(flush(a).abs(), NAN));
+}
+
+trait Canonical {
+    /// The value, or a NaN for a NaN. By bits: a comparison with itself is optimised together with what computed the value, and
+    /// the optimiser does not care which NaN that is.
+    fn canonical(self, nan: Self) -> Self;
+}
+
+impl Canonical for f32 {
+    #[inline]
+    fn canonical(self, nan: f32) -> f32 {
+        if self.to_bits() << 1 > 0xff << 24 { nan } else { self }
+    }
+}
+
+impl Canonical for f64 {
+    #[inline]
+    fn canonical(self, nan: f64) -> f64 {
+        if self.to_bits() << 1 > 0x7ff << 53 { nan } else { self }
+    }
 }
 
 /// `.sat`: clamped to 0..=1, and a NaN is +0.
