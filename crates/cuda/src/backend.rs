@@ -2,8 +2,9 @@ use std::ops::Range;
 
 use bytemuck::bytes_of;
 use samebits_tensor::{
-    Activation, Backend, BinaryOp, Capabilities, CompareOp, DType, Error, HostTensor, HostWeight, KvCache,
-    PlainWeight, Result, RopeTable, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
+    FeedForward, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape,
+    StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight, layout::each};
@@ -145,7 +146,19 @@ impl Backend for Cuda {
     }
 
     fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
-        self.product(x, weight.packed().plain())
+        self.products(Input::from(x), [weight]).map(|[product]| product)
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: Input<'_, Self>,
+        weights: [&Weight<Self>; N],
+    ) -> Result<[Tensor<Self>; N]> {
+        self.products(x, weights)
+    }
+
+    fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
+        self.gated(x, layer)
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
@@ -183,6 +196,16 @@ impl Backend for Cuda {
         slots: &Tensor<Self>,
     ) -> Result<()> {
         self.store(cache, k, v, slots)
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor<Self>,
+        cache: &KvCache<Self>,
+        batch: &AttentionBatch<Self>,
+        params: &AttentionParams,
+    ) -> Result<Tensor<Self>> {
+        self.attended(q, cache, batch, params)
     }
 
     fn glu(&self, gate: &Tensor<Self>, up: &Tensor<Self>, activation: Activation) -> Result<Tensor<Self>> {

@@ -28,6 +28,7 @@
 //! issued, the message says which kernel was issued last.
 #![deny(unsafe_code)]
 
+mod attention;
 mod backend;
 mod driver;
 mod error;

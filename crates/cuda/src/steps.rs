@@ -104,7 +104,7 @@ impl Cuda {
             Some(&Known::Run { units, failures }) => {
                 let block = place(self)?;
                 let tensors = packed.tensors(self, &block, &inputs);
-                match self.record(&mut steps, units * SPARE << failures, block, || run(&tensors)) {
+                match self.record(&mut steps, (units * SPARE) << failures, block, || run(&tensors)) {
                     Ok(recorded) => steps.keep(key.clone(), recorded),
                     Err(_) => {
                         steps.known.insert(key, Known::Run { units, failures: failures + 1 });

@@ -7,11 +7,10 @@ use samebits_conformance::{Group, check_every};
 /// Every so many-th case of operations of which one takes a second; all of them with `SAMEBITS_CASE_STRIDE=1`.
 const STRIDE: usize = 16;
 
-const SLOW: [Group; 7] = [
+const SLOW: [Group; 6] = [
     Group::LinearDense,
     Group::NormLinears,
     Group::FeedForward,
-    Group::Attention,
     Group::BatchInvariance,
     Group::ChunkInvariance,
     Group::PaddingInvariance,
