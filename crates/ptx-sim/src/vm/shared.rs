@@ -11,18 +11,20 @@ use crate::{
     settings::Checks,
 };
 
-/// Who accessed a byte: the time above, ten bits of the thread below. 0 is nobody.
+/// Who accessed a byte: the time above, whether it was an atomic operation, and ten bits of the thread below. 0 is nobody.
 type Record = u32;
 
-const THREAD_BITS: u32 = 10;
-const TIME_MAX: u32 = u32::MAX >> THREAD_BITS;
+const ATOMIC: u32 = 1 << 10;
+const TIME_SHIFT: u32 = 11;
+/// A warp's time ends here, and with it the checks of its accesses.
+const TIME_MAX: u32 = u32::MAX >> TIME_SHIFT;
 
 fn time(record: Record) -> u32 {
-    record >> THREAD_BITS
+    record >> TIME_SHIFT
 }
 
 fn thread(record: Record) -> u32 {
-    record & ((1 << THREAD_BITS) - 1)
+    record & (ATOMIC - 1)
 }
 
 fn warp(record: Record) -> usize {
@@ -67,6 +69,14 @@ struct Clock {
     pairs: Option<Box<[[u32; 32]; 32]>>,
 }
 
+/// What orders the accesses of a block.
+#[derive(Debug)]
+struct Clocks {
+    warps: Vec<Clock>,
+    /// The time at which the block began.
+    began: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     bytes: Vec<u8>,
@@ -74,11 +84,7 @@ pub(crate) struct Shared {
     /// Whether a byte waits for an asynchronous copy, and how many do.
     pending: Vec<bool>,
     pending_count: u32,
-    /// Whether the byte was last accessed by an atomic operation.
-    atomic: Vec<bool>,
-    clocks: Vec<Clock>,
-    /// The time at which the block began.
-    began: u32,
+    clocks: Clocks,
     checked: bool,
 }
 
@@ -92,23 +98,21 @@ impl Shared {
             shadow: vec![Shadow::default(); shadowed],
             pending: vec![false; bytes],
             pending_count: 0,
-            atomic: vec![false; shadowed],
-            clocks: (0..warps).map(clock).collect(),
-            began: 1,
+            clocks: Clocks { warps: (0..warps).map(clock).collect(), began: 1 },
             checked: checks.shared,
         }
     }
 
     /// The memory of the next block.
     pub(crate) fn restart(&mut self) {
-        let latest = self.clocks.iter().map(|clock| clock.now).max().unwrap_or(0);
-        self.began = latest + 1;
-        if self.began > TIME_MAX / 2 {
-            self.began = 1;
+        let latest = self.clocks.warps.iter().map(|clock| clock.now).max().unwrap_or(0);
+        self.clocks.began = latest + 1;
+        if self.clocks.began > TIME_MAX / 2 {
+            self.clocks.began = 1;
             self.shadow.fill(Shadow::default());
         }
-        for clock in &mut self.clocks {
-            clock.now = self.began;
+        for clock in &mut self.clocks.warps {
+            clock.now = self.clocks.began;
             clock.known.fill(0);
             (clock.lanes, clock.pairs) = (0, None);
         }
@@ -163,92 +167,24 @@ impl Shared {
         if !self.checked {
             return Ok(());
         }
-        let mine = self.clocks[(thread / 32) as usize].now << THREAD_BITS | thread;
+        let atomic = if way == Use::Atomic { ATOMIC } else { 0 };
+        let mine = self.clocks.warps[(thread / 32) as usize].now << TIME_SHIFT | atomic | thread;
         let (mut before, mut after) = (None, Shadow::default());
-        for byte in range {
-            let shadow = self.shadow[byte];
-            if before != Some(shadow) {
-                before = Some(shadow);
-                let both_atomic = way == Use::Atomic && self.atomic[byte];
-                after = self
-                    .next(shadow, mine, way, same, both_atomic)
-                    .map_err(|(earlier, record)| self.fault(byte as u64, at, bytes, way, earlier, record))?;
+        for (index, shadow) in self.shadow[range].iter_mut().enumerate() {
+            if before != Some(*shadow) {
+                before = Some(*shadow);
+                after = self.clocks.next(*shadow, mine, way, same).map_err(|(earlier, record)| {
+                    fault([at, index as u64, bytes.into()], way, earlier, record)
+                })?;
             }
-            self.shadow[byte] = after;
-            if way != Use::Read {
-                self.atomic[byte] = way == Use::Atomic;
-            }
+            *shadow = after;
         }
         Ok(())
     }
 
-    fn fault(&self, byte: u64, at: u64, bytes: u32, way: Use, earlier: Use, record: Record) -> FaultKind {
-        match record {
-            0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes },
-            _ => FaultKind::SharedRace {
-                address: byte,
-                access: way.name(),
-                earlier: earlier.name(),
-                other: thread(record),
-            },
-        }
-    }
-
-    /// What is known of a byte after an access; the earlier access that it races with, or a record of 0 if it reads what nobody wrote.
-    #[inline]
-    fn next(
-        &self,
-        shadow: Shadow,
-        mine: Record,
-        way: Use,
-        same: bool,
-        both_atomic: bool,
-    ) -> Result<Shadow, (Use, Record)> {
-        let Shadow { writer, readers } = shadow;
-        let [last, other_lane, other_warp] = readers;
-        let written = time(writer) >= self.began;
-        if way != Use::Write && !written {
-            return Err((Use::Write, 0));
-        }
-        let together = same && way == Use::Write && time(writer) == time(mine) && warp(writer) == warp(mine);
-        if written && !both_atomic && !together && !self.ordered(writer, mine) {
-            return Err((Use::Write, writer));
-        }
-        if way == Use::Read {
-            let readers = match last {
-                _ if thread(last) == thread(mine) => [mine, other_lane, other_warp],
-                _ if warp(last) == warp(mine) => [mine, last, other_warp],
-                _ => [mine, 0, last],
-            };
-            return Ok(Shadow { writer, readers });
-        }
-        if let Some(&reader) =
-            readers.iter().find(|&&reader| time(reader) >= self.began && !self.ordered(reader, mine))
-        {
-            return Err((Use::Read, reader));
-        }
-        Ok(Shadow { writer: mine, readers })
-    }
-
-    /// Whether an access of this block is ordered before another.
-    #[inline]
-    fn ordered(&self, earlier: Record, later: Record) -> bool {
-        if thread(earlier) == thread(later) {
-            return true;
-        }
-        let clock = &self.clocks[warp(later)];
-        if warp(earlier) != warp(later) {
-            return clock.known[warp(earlier)] >= time(earlier);
-        }
-        time(earlier) < clock.lanes
-            || clock.pairs.as_ref().is_some_and(|pairs| {
-                time(earlier) < pairs[(thread(earlier) % 32) as usize][(thread(later) % 32) as usize]
-            })
-    }
-
     /// `bar.warp.sync`: `mask` of the lanes that are `alive`.
     pub(crate) fn sync_lanes(&mut self, warp: u32, mask: u32, alive: u32) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         clock.now = (clock.now + 1).min(TIME_MAX);
         if mask & alive == alive {
             clock.lanes = clock.now;
@@ -264,7 +200,7 @@ impl Shared {
 
     /// What a warp brings to a barrier: all that it is ordered behind, itself included.
     pub(crate) fn arrive(&mut self, warp: u32, joined: &mut [u32]) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         clock.known[warp as usize] = clock.now;
         clock.now = (clock.now + 1).min(TIME_MAX);
         clock.lanes = clock.now;
@@ -275,7 +211,7 @@ impl Shared {
 
     /// What a warp takes from a barrier.
     pub(crate) fn leave(&mut self, warp: u32, joined: &[u32]) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         for (known, &joined) in clock.known.iter_mut().zip(joined) {
             *known = (*known).max(joined);
         }
@@ -295,5 +231,65 @@ impl Shared {
             self.pending_count -= u32::from(*pending);
             *pending = false;
         }
+    }
+}
+
+fn fault([at, index, bytes]: [u64; 3], way: Use, earlier: Use, record: Record) -> FaultKind {
+    match record {
+        0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes: bytes as u32 },
+        _ => FaultKind::SharedRace {
+            address: at + index,
+            access: way.name(),
+            earlier: earlier.name(),
+            other: thread(record),
+        },
+    }
+}
+
+impl Clocks {
+    /// What is known of a byte after an access; the earlier access that it races with, or a record of 0 if it reads what nobody wrote.
+    #[inline]
+    fn next(&self, shadow: Shadow, mine: Record, way: Use, same: bool) -> Result<Shadow, (Use, Record)> {
+        let Shadow { writer, readers } = shadow;
+        let [last, other_lane, other_warp] = readers;
+        let written = time(writer) >= self.began;
+        if way != Use::Write && !written {
+            return Err((Use::Write, 0));
+        }
+        let both_atomic = mine & writer & ATOMIC != 0;
+        let together = same && way == Use::Write && time(writer) == time(mine) && warp(writer) == warp(mine);
+        if written && !both_atomic && !together && !self.ordered(writer, mine) {
+            return Err((if writer & ATOMIC != 0 { Use::Atomic } else { Use::Write }, writer));
+        }
+        if way == Use::Read {
+            let readers = match last {
+                _ if thread(last) == thread(mine) => [mine, other_lane, other_warp],
+                _ if warp(last) == warp(mine) => [mine, last, other_warp],
+                _ => [mine, 0, last],
+            };
+            return Ok(Shadow { writer, readers });
+        }
+        let races = |reader: &&Record| time(**reader) >= self.began && !self.ordered(**reader, mine);
+        match readers.iter().find(races) {
+            Some(&reader) => Err((Use::Read, reader)),
+            None => Ok(Shadow { writer: mine, readers }),
+        }
+    }
+
+    /// Whether an access of this block is ordered before another.
+    #[inline]
+    fn ordered(&self, earlier: Record, later: Record) -> bool {
+        if thread(earlier) == thread(later) {
+            return true;
+        }
+        let clock = &self.warps[warp(later)];
+        if warp(earlier) != warp(later) {
+            return clock.known[warp(earlier)] >= time(earlier);
+        }
+        time(earlier) < clock.lanes
+            || clock.now == TIME_MAX
+            || clock.pairs.as_ref().is_some_and(|pairs| {
+                time(earlier) < pairs[(thread(earlier) % 32) as usize][(thread(later) % 32) as usize]
+            })
     }
 }
