@@ -31,7 +31,12 @@ fn warp(record: Record) -> usize {
     (thread(record) / 32) as usize
 }
 
-/// Of a byte.
+/// The bytes of a word have shadows of their own.
+const SPLIT: u8 = 1;
+/// The word waits for an asynchronous copy.
+const PENDING: u8 = 2;
+
+/// Of a byte, or of four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Shadow {
     writer: Record,
@@ -80,10 +85,13 @@ struct Clocks {
 #[derive(Debug)]
 pub(crate) struct Shared {
     bytes: Vec<u8>,
-    shadow: Vec<Shadow>,
-    /// Whether a byte waits for an asynchronous copy, and how many do.
-    pending: Vec<bool>,
-    pending_count: u32,
+    /// Of each four bytes together, unless they are split.
+    words: Vec<Shadow>,
+    /// Of each byte, where four are split; empty until one is.
+    split: Vec<Shadow>,
+    /// [`SPLIT`] and [`PENDING`] for each four bytes.
+    flags: Vec<u8>,
+    flagged: bool,
     clocks: Clocks,
     checked: bool,
 }
@@ -91,13 +99,14 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(bytes: u64, warps: usize, checks: Checks) -> Self {
         let bytes = bytes as usize;
-        let shadowed = if checks.shared { bytes } else { 0 };
+        let words = bytes.div_ceil(4);
         let clock = |_| Clock { now: 1, known: vec![0; warps], lanes: 0, pairs: None };
         Shared {
             bytes: vec![0; bytes],
-            shadow: vec![Shadow::default(); shadowed],
-            pending: vec![false; bytes],
-            pending_count: 0,
+            words: vec![Shadow::default(); if checks.shared { words } else { 0 }],
+            split: Vec::new(),
+            flags: vec![0; words],
+            flagged: false,
             clocks: Clocks { warps: (0..warps).map(clock).collect(), began: 1 },
             checked: checks.shared,
         }
@@ -109,16 +118,15 @@ impl Shared {
         self.clocks.began = latest + 1;
         if self.clocks.began > TIME_MAX / 2 {
             self.clocks.began = 1;
-            self.shadow.fill(Shadow::default());
+            self.words.fill(Shadow::default());
         }
         for clock in &mut self.clocks.warps {
             clock.now = self.clocks.began;
             clock.known.fill(0);
             (clock.lanes, clock.pairs) = (0, None);
         }
-        if self.pending_count > 0 {
-            self.pending.fill(false);
-            self.pending_count = 0;
+        if std::mem::take(&mut self.flagged) {
+            self.flags.fill(0);
         }
     }
 
@@ -158,26 +166,55 @@ impl Shared {
         way: Use,
         same: bool,
     ) -> Result<(), FaultKind> {
-        let range = at as usize..at as usize + bytes as usize;
-        if self.pending_count > 0
-            && let Some(byte) = self.pending[range.clone()].iter().position(|&pending| pending)
-        {
-            return Err(FaultKind::PendingCopy { address: at + byte as u64 });
+        let words = at as usize / 4..(at + u64::from(bytes)).div_ceil(4) as usize;
+        let flags = match self.flagged {
+            true => self.flags[words.clone()].iter().fold(0, |all, flags| all | flags),
+            false => 0,
+        };
+        if flags & PENDING != 0 {
+            return Err(FaultKind::PendingCopy { address: at });
         }
         if !self.checked {
             return Ok(());
         }
         let atomic = if way == Use::Atomic { ATOMIC } else { 0 };
         let mine = self.clocks.warps[(thread / 32) as usize].now << TIME_SHIFT | atomic | thread;
-        let (mut before, mut after) = (None, Shadow::default());
-        for (index, shadow) in self.shadow[range].iter_mut().enumerate() {
-            if before != Some(*shadow) {
-                before = Some(*shadow);
-                after = self.clocks.next(*shadow, mine, way, same).map_err(|(earlier, record)| {
-                    fault([at, index as u64, bytes.into()], way, earlier, record)
-                })?;
+        let done = match flags & SPLIT == 0 && (at | u64::from(bytes)).is_multiple_of(4) {
+            true => self.words[words].iter_mut().try_for_each(|word| {
+                *word = self.clocks.next(*word, mine, way, same)?;
+                Ok(())
+            }),
+            false => self.note_bytes(at, bytes, mine, way, same),
+        };
+        done.map_err(|(earlier, record)| fault(at, bytes, way, earlier, record))
+    }
+
+    /// Where not all four bytes of a word are accessed, or were before.
+    fn note_bytes(
+        &mut self,
+        at: u64,
+        bytes: u32,
+        mine: Record,
+        way: Use,
+        same: bool,
+    ) -> Result<(), (Use, Record)> {
+        self.flagged = true;
+        self.split.resize(self.flags.len() * 4, Shadow::default());
+        let end = at + u64::from(bytes);
+        for word in at as usize / 4..end.div_ceil(4) as usize {
+            let four = 4 * word..4 * word + 4;
+            if self.flags[word] & SPLIT == 0 {
+                self.flags[word] |= SPLIT;
+                self.split[four.clone()].fill(self.words[word]);
             }
-            *shadow = after;
+            let accessed = four.start.max(at as usize)..four.end.min(end as usize);
+            for shadow in &mut self.split[accessed.clone()] {
+                *shadow = self.clocks.next(*shadow, mine, way, same)?;
+            }
+            if accessed == four && way != Use::Read {
+                self.flags[word] &= !SPLIT;
+                self.words[word] = self.split[word * 4];
+            }
         }
         Ok(())
     }
@@ -217,28 +254,27 @@ impl Shared {
         }
     }
 
-    /// Bytes that an asynchronous copy will write.
+    /// Words that an asynchronous copy will write.
     pub(crate) fn expect(&mut self, at: u64, bytes: u32) {
-        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
-            self.pending_count += u32::from(!*pending);
-            *pending = true;
-        }
+        self.flagged = true;
+        self.flags[at as usize / 4..(at + u64::from(bytes)) as usize / 4]
+            .iter_mut()
+            .for_each(|flags| *flags |= PENDING);
     }
 
     /// The copy came.
     pub(crate) fn came(&mut self, at: u64, bytes: u32) {
-        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
-            self.pending_count -= u32::from(*pending);
-            *pending = false;
-        }
+        self.flags[at as usize / 4..(at + u64::from(bytes)) as usize / 4]
+            .iter_mut()
+            .for_each(|flags| *flags &= !PENDING);
     }
 }
 
-fn fault([at, index, bytes]: [u64; 3], way: Use, earlier: Use, record: Record) -> FaultKind {
+fn fault(at: u64, bytes: u32, way: Use, earlier: Use, record: Record) -> FaultKind {
     match record {
-        0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes: bytes as u32 },
+        0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes },
         _ => FaultKind::SharedRace {
-            address: at + index,
+            address: at,
             access: way.name(),
             earlier: earlier.name(),
             other: thread(record),
@@ -272,7 +308,8 @@ impl Clocks {
         let races = |reader: &&Record| time(**reader) >= self.began && !self.ordered(**reader, mine);
         match readers.iter().find(races) {
             Some(&reader) => Err((Use::Read, reader)),
-            None => Ok(Shadow { writer: mine, readers }),
+            // Whoever is ordered behind this write is so behind those before it.
+            None => Ok(Shadow { writer: mine, readers: [0; 3] }),
         }
     }
 
