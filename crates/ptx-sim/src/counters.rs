@@ -1,7 +1,7 @@
 //! What kernels executed, by their names.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -37,6 +37,19 @@ impl Counters {
         let counters = self.kernels.entry(Arc::as_ptr(kernel) as usize).or_insert_with(new);
         counters.launches += 1;
         counters.counted.merge(counted);
+    }
+
+    /// Takes what others counted.
+    pub(crate) fn absorb(&mut self, others: Counters) {
+        for (address, other) in others.kernels {
+            match self.kernels.entry(address) {
+                Entry::Vacant(vacant) => _ = vacant.insert(other),
+                Entry::Occupied(mut counters) => {
+                    counters.get_mut().launches += other.launches;
+                    counters.get_mut().counted.merge(&other.counted);
+                }
+            }
+        }
     }
 
     pub(crate) fn json(&self) -> Value {
