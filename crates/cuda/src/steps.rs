@@ -125,7 +125,7 @@ impl Cuda {
     ) -> Result<bool> {
         let block = self.buffer("step", packed.bytes.len())?;
         let tensors = packed.tensors(self, &block);
-        let recorded = self.record(steps, units * SPARE << failures, block, || run(&tensors));
+        let recorded = self.record(steps, (units * SPARE) << failures, block, || run(&tensors));
         let is_recorded = recorded.is_ok();
         match recorded {
             Ok(recorded) => steps.keep(key.clone(), recorded),
