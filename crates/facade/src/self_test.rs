@@ -106,7 +106,7 @@ fn test<D: Compiles>(device: D, cases: usize, on_group: &dyn Fn(usize, usize)) -
     let timed = Timed { device: Arc::new(device), programs: Arc::default() };
     let device = timed.name().to_owned();
     let conformance = test_operations(&device, &Compiled(&timed), cases, on_group);
-    let model = test_model(&|model| {
+    let model = test_model(|model| {
         let mut runner = model.compiled_for(timed.clone())?;
         runner.compile(PROMPT, TOKENS, 1)?;
         runner.compile(1, TOKENS, 1)?;
@@ -119,7 +119,7 @@ fn test<D: Compiles>(device: D, cases: usize, on_group: &dyn Fn(usize, usize)) -
 fn test_cuda(cuda: &Cuda, cases: usize, on_group: &dyn Fn(usize, usize)) -> SelfTest {
     let device = "cuda".to_owned();
     let conformance = test_operations(&device, cuda, cases, on_group);
-    let model = test_model(&|model| model.onto(cuda.clone())).map_err(|error| error.to_string());
+    let model = test_model(|model| model.onto(cuda.clone())).map_err(|error| error.to_string());
     SelfTest { device, description: String::new(), conformance, model, programs: Vec::new() }
 }
 
@@ -146,7 +146,7 @@ const PROMPT: usize = 4;
 const TOKENS: usize = 36;
 
 /// The model beside the CPU, on the device that `load` loads it onto.
-fn test_model(load: &dyn Fn(Loading<'_>) -> Result<Box<dyn Runner>, Error>) -> Result<ModelTest, Error> {
+fn test_model(load: impl FnOnce(Loading<'_>) -> Result<Box<dyn Runner>, Error>) -> Result<ModelTest, Error> {
     let directory = tempfile::TempDir::new()?;
     let path = directory.path().join("model.gguf");
     fs::write(&path, MODEL)?;
