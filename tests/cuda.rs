@@ -45,9 +45,11 @@ fn check_chunks(name: &str, lengths: &[usize]) {
 fn every_architecture() {
     let sim = Sim::alone().unwrap();
     for name in NAMES {
+        // Past a tile of attention and every window in one of them.
+        let first = if name == "gemma3" { 130 } else { 20 };
         sim.faults("");
-        check_chunks(name, &[120, 1, 1, 1, 1, 9, 1, 1]);
-        assert_eq!((sim.calls("cuGraphInstantiateWithFlags"), sim.calls("cuGraphLaunch")), (1, 5), "{name}");
+        check_chunks(name, &[first, 1, 1, 1, 1, 5]);
+        assert_eq!((sim.calls("cuGraphInstantiateWithFlags"), sim.calls("cuGraphLaunch")), (1, 3), "{name}");
     }
 }
 
@@ -60,14 +62,14 @@ fn every_block_format() {
 }
 
 #[test]
-fn requests_that_are_served_together() {
+fn requests_that_are_served_together_and_preempted() {
     let _sim = Sim::alone().unwrap();
     let checkpoint = tiny("llama3");
-    for plan in [plan(&checkpoint), crowded(&checkpoint)] {
-        let (expected, _, _) = serve(on_cpu(&checkpoint, &plan));
-        let (found, errors, _) = serve(on_cuda(&checkpoint, &plan));
-        assert_eq!((found, errors.len()), (expected, 0));
-    }
+    let plan = crowded(&checkpoint);
+    let (expected, _, _) = serve(on_cpu(&checkpoint, &plan));
+    let (found, errors, stats) = serve(on_cuda(&checkpoint, &plan));
+    assert_eq!((found, errors.len()), (expected, 0));
+    assert!(stats.preemptions > 0, "{stats:?}");
 }
 
 #[test]
@@ -82,8 +84,7 @@ fn a_device_that_is_lost_fails_its_requests_alone() {
     assert!(errors.iter().all(|error| error.to_string().contains("lost to this process")), "{errors:?}");
     drop(engine);
     sim.reset();
-    let (found, errors, _) = serve(on_cuda(&checkpoint, &plan));
-    assert_eq!((found, errors.len()), (serve(on_cpu(&checkpoint, &plan)).0, 0));
+    check_chunks("llama3", &[5]);
 }
 
 #[test]

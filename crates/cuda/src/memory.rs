@@ -87,9 +87,18 @@ impl Memory {
         Ok(Arc::new(Heap { address, spans, _part_of: Some(room) }))
     }
 
-    /// Takes the memory of this thread's tensors from a heap while it records, or no longer.
-    pub(crate) fn record_into(&self, heap: Option<Arc<Heap>>) {
-        *lock(&self.recording) = heap;
+    /// Takes the memory of tensors from a heap wherever `run` records.
+    pub(crate) fn record_into<T>(&self, heap: Arc<Heap>, run: impl FnOnce() -> T) -> T {
+        /// Lets go of the heap, also where what is recorded panics.
+        struct End<'a>(&'a Memory);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.recording) = None;
+            }
+        }
+        *lock(&self.recording) = Some(heap);
+        let _end = End(self);
+        run()
     }
 
     /// Where this thread's tensors are.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cudarc::driver::DriverError;
-use samebits_tensor::{DType, Result, Shape, StepInput, StepKey, Tensor};
+use samebits_tensor::{DType, Dims, Result, Shape, StepInput, StepKey, Tensor};
 
 use crate::{
     Buffer, Cuda,
@@ -77,47 +77,61 @@ impl Cuda {
         inputs: [StepInput<'_>; N],
         mut run: impl FnMut(&[Tensor<Self>; N]) -> Result<Tensor<Self>>,
     ) -> Result<Tensor<Self>> {
-        let packed = Packed::of(&inputs);
-        let place = |cuda: &Cuda| -> Result<Buffer> { cuda.buffer("step", packed.bytes.len()) };
-        let mut run_now = || {
-            let block = place(self)?;
-            self.write(&block, &packed.bytes)?;
-            run(&packed.tensors(self, &block, &inputs))
-        };
-        let Some(step) = key else { return run_now() };
-        let key = Key {
-            step,
-            dims: inputs.iter().flat_map(|input| input.dims).copied().collect::<Vec<_>>().into(),
-        };
+        let packed = Packed::of(inputs);
+        let Some(step) = key else { return self.run_now(&packed, run) };
+        let key = Key { step, dims: packed.dims() };
         let mut steps = lock(&self.shared.steps);
         match steps.known.get(&key) {
+            Some(Known::Recorded(_)) => {}
+            Some(&Known::Run { units, failures }) if failures < ATTEMPTS => {
+                if !self.try_to_record(&mut steps, &key, units, failures, &packed, &mut run)? {
+                    drop(steps);
+                    return self.run_now(&packed, run);
+                }
+            }
+            Some(Known::Run { .. }) => {
+                drop(steps);
+                return self.run_now(&packed, run);
+            }
             None => {
                 drop(steps);
-                let (result, units) = self.units_taken(run_now)?;
+                let (result, units) = self.units_taken(|| self.run_now(&packed, run))?;
                 lock(&self.shared.steps).known.insert(key, Known::Run { units, failures: 0 });
                 return result;
             }
-            Some(&Known::Run { failures: ATTEMPTS, .. }) => {
-                drop(steps);
-                return run_now();
-            }
-            Some(&Known::Run { units, failures }) => {
-                let block = place(self)?;
-                let tensors = packed.tensors(self, &block, &inputs);
-                match self.record(&mut steps, (units * SPARE) << failures, block, || run(&tensors)) {
-                    Ok(recorded) => steps.keep(key.clone(), recorded),
-                    Err(_) => {
-                        steps.known.insert(key, Known::Run { units, failures: failures + 1 });
-                        drop((steps, tensors));
-                        let block = place(self)?;
-                        self.write(&block, &packed.bytes)?;
-                        return run(&packed.tensors(self, &block, &inputs));
-                    }
-                }
-            }
-            Some(Known::Recorded(_)) => {}
         }
         self.replay(steps, &key, &packed.bytes)
+    }
+
+    fn run_now<const N: usize>(
+        &self,
+        packed: &Packed<'_, N>,
+        mut run: impl FnMut(&[Tensor<Self>; N]) -> Result<Tensor<Self>>,
+    ) -> Result<Tensor<Self>> {
+        let block = self.buffer("step", packed.bytes.len())?;
+        self.write(&block, &packed.bytes)?;
+        run(&packed.tensors(self, &block))
+    }
+
+    /// Records a step that took so many units of memory, or counts one more failure.
+    fn try_to_record<const N: usize>(
+        &self,
+        steps: &mut Steps,
+        key: &Key,
+        units: u64,
+        failures: u32,
+        packed: &Packed<'_, N>,
+        run: &mut impl FnMut(&[Tensor<Self>; N]) -> Result<Tensor<Self>>,
+    ) -> Result<bool> {
+        let block = self.buffer("step", packed.bytes.len())?;
+        let tensors = packed.tensors(self, &block);
+        let recorded = self.record(steps, (units * SPARE) << failures, block, || run(&tensors));
+        let is_recorded = recorded.is_ok();
+        match recorded {
+            Ok(recorded) => steps.keep(key.clone(), recorded),
+            Err(_) => _ = steps.known.insert(key.clone(), Known::Run { units, failures: failures + 1 }),
+        }
+        Ok(is_recorded)
     }
 
     /// Records `run`, whose tensors have so many units of memory.
@@ -133,26 +147,20 @@ impl Cuda {
             _ => self.shared.memory.part("record a step", units)?,
         };
         steps.heap = Some(heap.clone());
-        self.shared.memory.record_into(Some(heap.clone()));
-        let recorded = self.shared.driver.record_graph(run);
-        self.shared.memory.record_into(None);
+        let record = || self.shared.driver.record_graph(run);
+        let recorded = self.shared.memory.record_into(heap.clone(), record);
         let (result, graph) = recorded.map_err(|error| self.failed("record a step", error))?;
-        let driver = self.shared.driver.clone();
-        let empty = Shape::from([0]);
-        let mut recorded = Recorded {
-            driver,
+        let result = result.inspect_err(|_| _ = self.shared.driver.destroy_graph(&graph))?;
+        Ok(Recorded {
+            driver: self.shared.driver.clone(),
             graph,
             inputs,
-            result: 0,
-            shape: empty,
-            dtype: DType::F32,
+            result: result.data().address(),
+            shape: result.shape().clone(),
+            dtype: result.dtype(),
             _heap: heap,
             last_done: 0,
-        };
-        let result = result?;
-        recorded.result = result.data().address();
-        (recorded.shape, recorded.dtype) = (result.shape().clone(), result.dtype());
-        Ok(recorded)
+        })
     }
 
     /// Does a recorded step with other inputs.
@@ -196,13 +204,14 @@ impl Steps {
 }
 
 /// The inputs of a step in one piece, so that they take one copy.
-struct Packed<const N: usize> {
+struct Packed<'a, const N: usize> {
+    inputs: [StepInput<'a>; N],
     bytes: Vec<u8>,
     starts: [u64; N],
 }
 
-impl<const N: usize> Packed<N> {
-    fn of(inputs: &[StepInput<'_>; N]) -> Self {
+impl<'a, const N: usize> Packed<'a, N> {
+    fn of(inputs: [StepInput<'a>; N]) -> Self {
         let mut bytes = Vec::new();
         let starts = inputs.map(|input| {
             bytes.resize(bytes.len().next_multiple_of(UNIT as usize), 0);
@@ -210,12 +219,19 @@ impl<const N: usize> Packed<N> {
             bytes.extend_from_slice(bytemuck::cast_slice(input.values));
             start
         });
-        Packed { bytes, starts }
+        Packed { inputs, bytes, starts }
     }
 
-    fn tensors(&self, cuda: &Cuda, block: &Buffer, inputs: &[StepInput<'_>; N]) -> [Tensor<Cuda>; N] {
+    /// Extents of all inputs, one after the other.
+    fn dims(&self) -> Shape {
+        self.inputs.iter().flat_map(|input| input.dims).copied().collect::<Dims>().into()
+    }
+
+    /// The inputs, where they lie on the device.
+    fn tensors(&self, cuda: &Cuda, block: &Buffer) -> [Tensor<Cuda>; N] {
         std::array::from_fn(|i| {
-            Tensor::from_data(cuda, inputs[i].dims, DType::I32, block.after(self.starts[i]))
+            let elements = block.after(self.starts[i]);
+            Tensor::from_data(cuda, self.inputs[i].dims, DType::I32, elements)
         })
     }
 }

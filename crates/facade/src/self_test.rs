@@ -146,7 +146,7 @@ const PROMPT: usize = 4;
 const TOKENS: usize = 36;
 
 /// The model beside the CPU, on the device that `load` loads it onto.
-fn test_model(load: impl Fn(Loading<'_>) -> Result<Box<dyn Runner>, Error>) -> Result<ModelTest, Error> {
+fn test_model(load: impl FnOnce(Loading<'_>) -> Result<Box<dyn Runner>, Error>) -> Result<ModelTest, Error> {
     let directory = tempfile::TempDir::new()?;
     let path = directory.path().join("model.gguf");
     fs::write(&path, MODEL)?;

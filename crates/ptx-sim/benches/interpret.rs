@@ -38,6 +38,18 @@ fn interpret(criterion: &mut Criterion) {
         }
         sim.checks(Checks::default());
     }
+    let function = module.load_function("matrices").unwrap();
+    let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("launch", |bencher| {
+        bencher.iter(|| {
+            // SAFETY: the arguments are those of the kernel.
+            unsafe {
+                stream.launch_builder(&function).arg(&mut output).arg(&input).arg(&1u32).launch(config)
+            }
+            .unwrap();
+        });
+    });
     group.finish();
 }
 

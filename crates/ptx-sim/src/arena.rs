@@ -88,7 +88,12 @@ impl Arena {
             self.place(self.cursor, room).or_else(|| self.place(self.memory.as_ptr() as u64 + GAP, room))?;
         self.cursor = start + room;
         self.forget(start, bytes);
-        self.freed.retain(|_, old| old.end() <= start || old.start >= start + bytes);
+        // What was freed does not overlap, so what is overwritten lies at the end of this range.
+        while let Some((&old, _)) =
+            self.freed.range(..start + bytes).next_back().filter(|(_, old)| old.end() > start)
+        {
+            self.freed.remove(&old);
+        }
         self.used += bytes;
         self.allocations.insert(start, Allocation { start, bytes, read_only });
         Some(start)

@@ -72,13 +72,13 @@ pub enum FaultKind {
     #[error("a register is read before it is written")]
     UninitialisedRegister,
     #[error(
-        "the byte at {address:#x} of shared memory: {access} races with {earlier} by thread {other}, with no barrier between"
+        "what is at {address:#x} of shared memory: {access} races with {earlier} by thread {other}, with no barrier between"
     )]
     SharedRace { address: u64, access: &'static str, earlier: &'static str, other: u32 },
     #[error("the byte at {address:#x} of global memory: {access} races with {earlier} of the same launch")]
     GlobalRace { address: u64, access: &'static str, earlier: String },
     #[error(
-        "the byte at {address:#x} of shared memory is used before the wait for the asynchronous copy to it"
+        "what is at {address:#x} of shared memory is used before the wait for the asynchronous copy to it"
     )]
     PendingCopy { address: u64 },
     #[error("a barrier that only some threads reach: lanes {arrived:#010x} of {expected:#010x}")]

@@ -231,3 +231,55 @@ fn a_report_counts() {
     assert_eq!(report["loaded_sectors"], 2 * 10);
     assert_eq!(report["bank_conflicts"], 0);
 }
+
+#[test]
+fn functions_are_found_by_name() {
+    let _sim = Sim::alone().unwrap();
+    let (mut address, mut found) =
+        (std::ptr::null_mut(), sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS);
+    // SAFETY: the name ends with 0, and the results have their places.
+    let mut ask = |name: &std::ffi::CStr| unsafe {
+        sys::cuGetProcAddress_v2(name.as_ptr(), &mut address, 13000, 0, &mut found).result().map(|()| address)
+    };
+    assert!(!ask(c"cuMemAlloc").unwrap().is_null());
+    assert!(!ask(c"cuInit").unwrap().is_null());
+    assert_eq!(ask(c"cuNothing").unwrap_err().0, sys::CUresult::CUDA_ERROR_NOT_FOUND);
+}
+
+#[test]
+fn a_process_writes_its_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let test = std::env::current_exe().unwrap();
+    let mut child = std::process::Command::new(test);
+    child.args(["--exact", "blocks_add_to_a_total"]).env("PTX_SIM_REPORT", &path).env("PTX_SIM_THREADS", "2");
+    assert!(child.output().unwrap().status.success());
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(report["total"]["launches"], 3);
+    assert_eq!(report["total"]["opcodes"]["redux.sync.add.u32"], 3 * 64 * (8 + 1));
+    assert_eq!(report["total"]["loaded_sectors"], 3 * 64 * 8 * 4);
+}
+
+#[test]
+fn bank_conflicts_are_counted() {
+    let sim = Sim::alone().unwrap();
+    sim.set("PTX_SIM_COUNT", "1");
+    let (context, stream) = open();
+    // Each lane stores a word `stride` words from that of the lane before.
+    for (stride, conflicts) in [(1, 0), (2, 1), (32, 31), (33, 0)] {
+        let text = format!(
+            ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry strided()\n{{\n\t.reg .b32 %r<4>;\n\t.shared .align 4 .b8 tile[8192];\n\
+             \tmov.u32 %r1, %tid.x;\n\tmul.lo.u32 %r2, %r1, {};\n\tmov.u32 %r3, tile;\n\tadd.u32 %r2, %r2, %r3;\n\tst.shared.u32 [%r2], %r1;\n\tret;\n}}\n",
+            4 * stride
+        );
+        let strided = context.load_module(text.into()).unwrap().load_function("strided").unwrap();
+        let before = sim.report()["strided"]["bank_conflicts"].as_u64().unwrap_or(0);
+        // SAFETY: the kernel has no arguments.
+        unsafe { stream.launch_builder(&strided).launch(config(1, 32)) }.unwrap();
+        assert_eq!(
+            sim.report()["strided"]["bank_conflicts"].as_u64().unwrap() - before,
+            conflicts,
+            "stride {stride}"
+        );
+    }
+}

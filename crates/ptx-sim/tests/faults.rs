@@ -326,3 +326,34 @@ fn what_is_not_interpreted() {
         says(&said, &["line 17", "in test", opcode]);
     }
 }
+
+#[test]
+fn bytes_of_a_word_have_threads_of_their_own() {
+    let bench = Bench::new();
+    // Each thread writes its byte; then each reads that of the thread 32 further.
+    let body = |between: &str| {
+        format!(
+            "
+	.shared .align 4 .b8 tile[64];
+	mov.u32 %r1, tile;
+	add.u32 %r3, %r1, %t;
+	xor.b32 %r4, %t, 32;
+	add.u32 %r4, %r1, %r4;
+	st.shared.u8 [%r3], %t;
+	{between}
+	ld.shared.u8 %r5, [%r4];
+"
+        )
+    };
+    bench.passes(&body("bar.sync 0;"), 64, 1);
+    bench.fault(&body("bar.warp.sync -1;"), 64, 1);
+    // Whole words behind bytes, and bytes behind whole words.
+    let words = "bar.sync 0;\n\tshl.b32 %r6, %t, 2;\n\tadd.u32 %r6, %r1, %r6;\n\tsetp.lt.u32 %p1, %t, 16;\n\t@%p1 ld.shared.u32 %r7, [%r6];";
+    bench.passes(&body(words), 64, 1);
+    let written = words.replace("ld.shared.u32 %r7, [%r6]", "st.shared.u32 [%r6], %t");
+    says(&bench.fault(&body(&written), 64, 1), &["races with", "ld.shared.u8"]);
+    bench.passes(&body(&format!("{written}\n\tbar.sync 0;")), 64, 1);
+    // Of a word, only the first byte is written.
+    let part = "\t.shared .align 4 .b8 tile[4];\n\tst.shared.u8 [tile], 1;\n\tld.shared.u32 %r1, [tile];\n";
+    says(&bench.fault(part, 1, 1), &["are read before they are written"]);
+}

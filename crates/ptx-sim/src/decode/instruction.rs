@@ -228,8 +228,6 @@ pub(crate) enum Element {
 pub(crate) struct Multiply {
     pub(crate) a_type: Element,
     pub(crate) b_type: Element,
-    /// The depth.
-    pub(crate) k: usize,
     pub(crate) d: Vec<Slot>,
     pub(crate) a: Vec<Slot>,
     pub(crate) b: Vec<Slot>,

@@ -199,7 +199,6 @@ impl Decoder<'_> {
         let multiply = Multiply {
             a_type,
             b_type,
-            k,
             a: self.registers(a, 16 * k * bytes / 128, true)?,
             b: self.registers(b, 8 * k * bytes / 128, true)?,
             c: self.registers(c, 4, true)?,

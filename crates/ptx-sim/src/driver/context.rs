@@ -2,12 +2,16 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
+use libloading::os::unix::{Library, RTLD_NOW};
+
 use super::{INVALID_VALUE, api, put};
 
 /// Finds a function of this library by its name.
 fn function(name: &std::ffi::CStr) -> Option<*mut c_void> {
-    // This library is loaded with its names visible to all.
-    let library = libloading::os::unix::Library::this();
+    // Only what is loaded already: this library, by the name that it carries.
+    const RTLD_NOLOAD: c_int = 4;
+    // SAFETY: nothing is loaded, so nothing is run.
+    let library = unsafe { Library::open(Some("libcuda.so"), RTLD_NOW | RTLD_NOLOAD) }.ok()?;
     let names = ["", "_v2", "_v3", "_v4"].map(|suffix| [name.to_bytes(), suffix.as_bytes(), b"\0"].concat());
     // SAFETY: the address is only handed on.
     let address =

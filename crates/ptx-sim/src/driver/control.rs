@@ -74,7 +74,8 @@ extern "C" fn ptx_sim_reset() -> i32 {
         driver.settings = Settings::from_environment();
         driver.plan = Default::default();
         (driver.sticky, driver.fault, driver.refused) = (None, None, None);
-        driver.counters = Default::default();
+        let counters = std::mem::take(&mut driver.counters);
+        driver.counted_before.absorb(counters);
         for stream in driver.streams.values_mut() {
             *stream = Default::default();
         }
@@ -145,7 +146,11 @@ pub(super) fn report_at_exit() {
     }
     extern "C" fn report() {
         let Some(path) = env::var_os("PTX_SIM_REPORT") else { return };
-        let report = driver().as_ref().map(|driver| driver.counters.json());
+        let report = driver().as_mut().map(|driver| {
+            let counters = std::mem::take(&mut driver.counters);
+            driver.counted_before.absorb(counters);
+            driver.counted_before.json()
+        });
         if let Some(report) = report
             && let Err(error) = fs::write(&path, format!("{report:#}\n"))
         {

@@ -63,6 +63,8 @@ struct Driver {
     launches: u32,
     plan: Plan,
     counters: Counters,
+    /// What was counted before the last reset.
+    counted_before: Counters,
 }
 
 impl Driver {
@@ -86,6 +88,7 @@ impl Driver {
             launches: 0,
             plan: Plan::from_environment(),
             counters: Counters::default(),
+            counted_before: Counters::default(),
         }
     }
 

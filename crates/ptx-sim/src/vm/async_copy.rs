@@ -3,7 +3,7 @@
 use super::{Ran, block::Block, lanes, registers::Kind, shared::Use, warp::Warp};
 use crate::{
     decode::{AsyncCopy, Register},
-    fault::FaultKind,
+    fault::{FaultKind, MemorySpace},
     ptx::Space,
 };
 
@@ -90,16 +90,29 @@ impl Block<'_> {
     /// Up to 16 bytes, zeros behind them.
     fn read_global(&self, from: u64, bytes: u32, lane: usize) -> Ran<[u8; 16]> {
         let mut value = [0; 16];
-        for (index, byte) in value.iter_mut().enumerate().take(bytes as usize) {
-            let address = from + index as u64;
-            // SAFETY: the whole source was checked to lie in an allocation.
+        let checked = self.launch.settings.checks.global;
+        let unwritten =
+            |address, bytes| FaultKind::Uninitialised { space: MemorySpace::Global, address, bytes }.of(lane);
+        let (words, rest) = (bytes / 4 * 4, bytes % 4);
+        for at in (0..words).step_by(4) {
+            let address = from + u64::from(at);
+            // SAFETY: the whole source was checked to lie in an allocation, and to be aligned to at least 4 bytes.
+            let (read, written) =
+                unsafe { (self.launch.arena.read::<4>(address), self.launch.arena.is_written::<4>(address)) };
+            if checked && !written {
+                return Err(unwritten(address, 4));
+            }
+            value[at as usize..at as usize + 4].copy_from_slice(&(read as u32).to_le_bytes());
+        }
+        for at in words..words + rest {
+            let address = from + u64::from(at);
+            // SAFETY: as above.
             let (read, written) =
                 unsafe { (self.launch.arena.read::<1>(address), self.launch.arena.is_written::<1>(address)) };
-            if !written && self.launch.settings.checks.global {
-                let space = crate::fault::MemorySpace::Global;
-                return Err(FaultKind::Uninitialised { space, address, bytes }.of(lane));
+            if checked && !written {
+                return Err(unwritten(address, 1));
             }
-            *byte = read as u8;
+            value[at as usize] = read as u8;
         }
         Ok(value)
     }

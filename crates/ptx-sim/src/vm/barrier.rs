@@ -27,7 +27,10 @@ pub(super) struct BarrierState {
 
 impl BarrierState {
     pub(super) fn clear(&mut self, warps: usize) {
-        *self = BarrierState { joined: vec![0; warps], all: true, ..BarrierState::default() };
+        let mut joined = std::mem::take(&mut self.joined);
+        joined.clear();
+        joined.resize(warps, 0);
+        *self = BarrierState { joined, all: true, ..BarrierState::default() };
     }
 }
 
@@ -70,12 +73,12 @@ impl Block<'_> {
         Ok(true)
     }
 
-    /// Whether the barrier has all that it waits for.
-    pub(super) fn complete(&self, id: u32, waiting: &[(usize, Waiting)], alive: usize) -> bool {
+    /// Whether the barrier has all that it waits for: as many warps as the threads are, or all that have not ended.
+    pub(super) fn complete(&self, id: u32, waiting: usize, threads: Option<u32>, alive: usize) -> bool {
         let arrivals = self.barriers[id as usize].arrivals;
-        match waiting.first().and_then(|(_, waiting)| waiting.threads) {
-            Some(threads) => (waiting.len() as u32 + arrivals) * 32 >= threads,
-            None => waiting.len() == alive,
+        match threads {
+            Some(threads) => (waiting as u32 + arrivals) * 32 >= threads,
+            None => waiting == alive,
         }
     }
 

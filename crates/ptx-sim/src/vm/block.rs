@@ -55,8 +55,7 @@ impl<'l> Block<'l> {
         self.shared.restart();
         self.barriers.iter_mut().for_each(|barrier| barrier.clear(warps.len()));
         for warp in &mut *warps {
-            warp.restart(self.threads() - warp.index * 32);
-            self.fill_registers(warp);
+            self.restart(warp);
         }
         loop {
             let mut turns = 0;
@@ -88,11 +87,15 @@ impl<'l> Block<'l> {
         while ids != 0 {
             let id = ids.trailing_zeros();
             ids &= ids - 1;
-            let at = |warp: &Warp| warp.waiting.filter(|waiting| waiting.id == id);
-            let waiting: Vec<(usize, Waiting)> =
-                warps.iter().enumerate().filter_map(|(index, warp)| Some((index, at(warp)?))).collect();
-            if self.complete(id, &waiting, alive) {
-                waiting.iter().for_each(|(index, _)| self.pass(&mut warps[*index], id));
+            let waits = |warp: &Warp| warp.waiting.filter(|waiting| waiting.id == id);
+            let (mut count, mut threads) = (0, None);
+            for waiting in warps.iter().filter_map(waits) {
+                (count, threads) = (count + 1, waiting.threads);
+            }
+            if self.complete(id, count, threads, alive) {
+                for warp in warps.iter_mut().filter(|warp| waits(warp).is_some()) {
+                    self.pass(warp, id);
+                }
                 self.barriers[id as usize].clear(warps.len());
             }
         }
@@ -138,11 +141,11 @@ impl<'l> Block<'l> {
         [thread % block[0], thread / block[0] % block[1], thread / block[0] / block[1]]
     }
 
-    fn fill_registers(&self, warp: &mut Warp) {
+    /// A warp with the registers that are the same in every block.
+    pub(super) fn warp(&self, index: usize) -> Warp {
         let kernel = self.kernel();
-        let index = warp.index;
+        let mut warp = Warp::new(index as u32, kernel.counts, kernel.local_bytes);
         let registers: &mut Registers = &mut warp.registers;
-        registers.clear();
         for &(slot, value) in &kernel.pred_constants {
             registers.set_pred(slot, if value { u32::MAX } else { 0 }, u32::MAX);
         }
@@ -153,8 +156,20 @@ impl<'l> Block<'l> {
             registers.set_wide(slot, &[value; 32], u32::MAX);
         }
         for &(slot, special) in &kernel.specials {
-            let values = std::array::from_fn(|lane| self.special(special, index, lane as u32));
+            let values = std::array::from_fn(|lane| self.special(special, index as u32, lane as u32));
             registers.set_narrow(slot, &values, u32::MAX);
+        }
+        registers.keep();
+        warp
+    }
+
+    fn restart(&self, warp: &mut Warp) {
+        warp.restart(self.threads() - warp.index * 32);
+        warp.registers.clear();
+        for &(slot, special) in &self.kernel().specials {
+            if let Special::Block(axis) = special {
+                warp.registers.set_narrow(slot, &[self.index[axis]; 32], u32::MAX);
+            }
         }
     }
 

@@ -82,13 +82,23 @@ impl Table {
         name: impl Into<String>,
         function: impl Fn(A, B, C) -> D + Send + Sync + 'static,
     ) {
+        self.ternary_lanes(name, move |a, b, c| {
+            std::array::from_fn(|lane| function(a[lane], b[lane], c[lane]))
+        });
+    }
+
+    /// Of all lanes at once.
+    pub(crate) fn ternary_lanes<A: Lane, B: Lane, C: Lane, D: Lane>(
+        &mut self,
+        name: impl Into<String>,
+        function: impl Fn(&Lanes<A>, &Lanes<B>, &Lanes<C>) -> Lanes<D> + Send + Sync + 'static,
+    ) {
         let run = move |registers: &mut Registers, slots: &Slots, mask: u32| {
             let (a, b) = (A::read(registers, slots[1]), B::read(registers, slots[2]));
             let c = C::read(registers, slots[3]);
             let written = registers.written(A::KIND, slots[1]) & registers.written(B::KIND, slots[2]);
             let written = written & registers.written(C::KIND, slots[3]);
-            let values: Lanes<D> = std::array::from_fn(|lane| function(a[lane], b[lane], c[lane]));
-            D::write(registers, slots[0], &values, mask);
+            D::write(registers, slots[0], &function(&a, &b, &c), mask);
             mask & !written == 0
         };
         self.add(name.into(), D::KIND, vec![A::KIND, B::KIND, C::KIND], Box::new(run));

@@ -53,7 +53,7 @@ impl Counted {
     }
 
     pub(crate) fn merge(&mut self, other: &Counted) {
-        self.steps.resize(other.steps.len(), (0, 0));
+        self.steps.resize(self.steps.len().max(other.steps.len()), (0, 0));
         for (sum, step) in self.steps.iter_mut().zip(&other.steps) {
             *sum = (sum.0 + step.0, sum.1 + step.1);
         }
@@ -94,8 +94,7 @@ impl Launch<'_> {
 
     fn run_blocks(&self, next: &AtomicU64, blocks: u64) -> (Counted, Option<Box<Fault>>) {
         let mut block = Block::new(self);
-        let warp = |index| Warp::new(index as u32, self.kernel.counts, self.kernel.local_bytes);
-        let mut warps: Vec<Warp> = (0..self.warps()).map(warp).collect();
+        let mut warps: Vec<Warp> = (0..self.warps()).map(|index| block.warp(index)).collect();
         let mut fault = None;
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);

@@ -47,21 +47,31 @@ pub(crate) struct Registers {
     narrow: Vec<Lanes<u32>>,
     wide: Vec<Lanes<u64>>,
     written: [Vec<u32>; 3],
+    kept: [Vec<u32>; 3],
 }
 
 impl Registers {
     pub(crate) fn new(counts: Counts) -> Self {
+        let written = [counts.preds, counts.narrow, counts.wide].map(|count| vec![0; count as usize]);
         Registers {
             preds: vec![0; counts.preds as usize],
             narrow: vec![[0; 32]; counts.narrow as usize],
             wide: vec![[0; 32]; counts.wide as usize],
-            written: [counts.preds, counts.narrow, counts.wide].map(|count| vec![0; count as usize]),
+            kept: written.clone(),
+            written,
         }
     }
 
-    /// Forgets what was written.
+    /// What is written until now stays so in every block.
+    pub(crate) fn keep(&mut self) {
+        self.kept = self.written.clone();
+    }
+
+    /// Forgets what was written but what is kept.
     pub(crate) fn clear(&mut self) {
-        self.written.iter_mut().for_each(|written| written.fill(0));
+        for (written, kept) in self.written.iter_mut().zip(&self.kept) {
+            written.copy_from_slice(kept);
+        }
     }
 
     /// The lanes in which a register was written.

@@ -11,25 +11,32 @@ use crate::{
     settings::Checks,
 };
 
-/// Who accessed a byte: the time above, ten bits of the thread below. 0 is nobody.
+/// Who accessed a byte: the time above, whether it was an atomic operation, and ten bits of the thread below. 0 is nobody.
 type Record = u32;
 
-const THREAD_BITS: u32 = 10;
-const TIME_MAX: u32 = u32::MAX >> THREAD_BITS;
+const ATOMIC: u32 = 1 << 10;
+const TIME_SHIFT: u32 = 11;
+/// A warp's time ends here, and with it the checks of its accesses.
+const TIME_MAX: u32 = u32::MAX >> TIME_SHIFT;
 
 fn time(record: Record) -> u32 {
-    record >> THREAD_BITS
+    record >> TIME_SHIFT
 }
 
 fn thread(record: Record) -> u32 {
-    record & ((1 << THREAD_BITS) - 1)
+    record & (ATOMIC - 1)
 }
 
 fn warp(record: Record) -> usize {
     (thread(record) / 32) as usize
 }
 
-/// Of a byte.
+/// The bytes of a word have shadows of their own.
+const SPLIT: u8 = 1;
+/// The word waits for an asynchronous copy.
+const PENDING: u8 = 2;
+
+/// Of a byte, or of four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Shadow {
     writer: Record,
@@ -67,54 +74,59 @@ struct Clock {
     pairs: Option<Box<[[u32; 32]; 32]>>,
 }
 
+/// What orders the accesses of a block.
+#[derive(Debug)]
+struct Clocks {
+    warps: Vec<Clock>,
+    /// The time at which the block began.
+    began: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     bytes: Vec<u8>,
-    shadow: Vec<Shadow>,
-    /// Whether a byte waits for an asynchronous copy, and how many do.
-    pending: Vec<bool>,
-    pending_count: u32,
-    /// Whether the byte was last accessed by an atomic operation.
-    atomic: Vec<bool>,
-    clocks: Vec<Clock>,
-    /// The time at which the block began.
-    began: u32,
+    /// Of each four bytes together, unless they are split.
+    words: Vec<Shadow>,
+    /// Of each byte, where four are split; empty until one is.
+    split: Vec<Shadow>,
+    /// [`SPLIT`] and [`PENDING`] for each four bytes.
+    flags: Vec<u8>,
+    flagged: bool,
+    clocks: Clocks,
     checked: bool,
 }
 
 impl Shared {
     pub(crate) fn new(bytes: u64, warps: usize, checks: Checks) -> Self {
         let bytes = bytes as usize;
-        let shadowed = if checks.shared { bytes } else { 0 };
+        let words = bytes.div_ceil(4);
         let clock = |_| Clock { now: 1, known: vec![0; warps], lanes: 0, pairs: None };
         Shared {
             bytes: vec![0; bytes],
-            shadow: vec![Shadow::default(); shadowed],
-            pending: vec![false; bytes],
-            pending_count: 0,
-            atomic: vec![false; shadowed],
-            clocks: (0..warps).map(clock).collect(),
-            began: 1,
+            words: vec![Shadow::default(); if checks.shared { words } else { 0 }],
+            split: Vec::new(),
+            flags: vec![0; words],
+            flagged: false,
+            clocks: Clocks { warps: (0..warps).map(clock).collect(), began: 1 },
             checked: checks.shared,
         }
     }
 
     /// The memory of the next block.
     pub(crate) fn restart(&mut self) {
-        let latest = self.clocks.iter().map(|clock| clock.now).max().unwrap_or(0);
-        self.began = latest + 1;
-        if self.began > TIME_MAX / 2 {
-            self.began = 1;
-            self.shadow.fill(Shadow::default());
+        let latest = self.clocks.warps.iter().map(|clock| clock.now).max().unwrap_or(0);
+        self.clocks.began = latest + 1;
+        if self.clocks.began > TIME_MAX / 2 {
+            self.clocks.began = 1;
+            self.words.fill(Shadow::default());
         }
-        for clock in &mut self.clocks {
-            clock.now = self.began;
+        for clock in &mut self.clocks.warps {
+            clock.now = self.clocks.began;
             clock.known.fill(0);
             (clock.lanes, clock.pairs) = (0, None);
         }
-        if self.pending_count > 0 {
-            self.pending.fill(false);
-            self.pending_count = 0;
+        if std::mem::take(&mut self.flagged) {
+            self.flags.fill(0);
         }
     }
 
@@ -154,101 +166,62 @@ impl Shared {
         way: Use,
         same: bool,
     ) -> Result<(), FaultKind> {
-        let range = at as usize..at as usize + bytes as usize;
-        if self.pending_count > 0
-            && let Some(byte) = self.pending[range.clone()].iter().position(|&pending| pending)
-        {
-            return Err(FaultKind::PendingCopy { address: at + byte as u64 });
+        let words = at as usize / 4..(at + u64::from(bytes)).div_ceil(4) as usize;
+        let flags = match self.flagged {
+            true => self.flags[words.clone()].iter().fold(0, |all, flags| all | flags),
+            false => 0,
+        };
+        if flags & PENDING != 0 {
+            return Err(FaultKind::PendingCopy { address: at });
         }
         if !self.checked {
             return Ok(());
         }
-        let mine = self.clocks[(thread / 32) as usize].now << THREAD_BITS | thread;
-        let (mut before, mut after) = (None, Shadow::default());
-        for byte in range {
-            let shadow = self.shadow[byte];
-            if before != Some(shadow) {
-                before = Some(shadow);
-                let both_atomic = way == Use::Atomic && self.atomic[byte];
-                after = self
-                    .next(shadow, mine, way, same, both_atomic)
-                    .map_err(|(earlier, record)| self.fault(byte as u64, at, bytes, way, earlier, record))?;
+        let atomic = if way == Use::Atomic { ATOMIC } else { 0 };
+        let mine = self.clocks.warps[(thread / 32) as usize].now << TIME_SHIFT | atomic | thread;
+        let done = match flags & SPLIT == 0 && (at | u64::from(bytes)).is_multiple_of(4) {
+            true => self.words[words].iter_mut().try_for_each(|word| {
+                *word = self.clocks.next(*word, mine, way, same)?;
+                Ok(())
+            }),
+            false => self.note_bytes(at, bytes, mine, way, same),
+        };
+        done.map_err(|(earlier, record)| fault(at, bytes, way, earlier, record))
+    }
+
+    /// Where not all four bytes of a word are accessed, or were before.
+    fn note_bytes(
+        &mut self,
+        at: u64,
+        bytes: u32,
+        mine: Record,
+        way: Use,
+        same: bool,
+    ) -> Result<(), (Use, Record)> {
+        self.flagged = true;
+        self.split.resize(self.flags.len() * 4, Shadow::default());
+        let end = at + u64::from(bytes);
+        for word in at as usize / 4..end.div_ceil(4) as usize {
+            let four = 4 * word..4 * word + 4;
+            if self.flags[word] & SPLIT == 0 {
+                self.flags[word] |= SPLIT;
+                self.split[four.clone()].fill(self.words[word]);
             }
-            self.shadow[byte] = after;
-            if way != Use::Read {
-                self.atomic[byte] = way == Use::Atomic;
+            let accessed = four.start.max(at as usize)..four.end.min(end as usize);
+            for shadow in &mut self.split[accessed.clone()] {
+                *shadow = self.clocks.next(*shadow, mine, way, same)?;
+            }
+            if accessed == four && way != Use::Read {
+                self.flags[word] &= !SPLIT;
+                self.words[word] = self.split[word * 4];
             }
         }
         Ok(())
     }
 
-    fn fault(&self, byte: u64, at: u64, bytes: u32, way: Use, earlier: Use, record: Record) -> FaultKind {
-        match record {
-            0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes },
-            _ => FaultKind::SharedRace {
-                address: byte,
-                access: way.name(),
-                earlier: earlier.name(),
-                other: thread(record),
-            },
-        }
-    }
-
-    /// What is known of a byte after an access; the earlier access that it races with, or a record of 0 if it reads what nobody wrote.
-    #[inline]
-    fn next(
-        &self,
-        shadow: Shadow,
-        mine: Record,
-        way: Use,
-        same: bool,
-        both_atomic: bool,
-    ) -> Result<Shadow, (Use, Record)> {
-        let Shadow { writer, readers } = shadow;
-        let [last, other_lane, other_warp] = readers;
-        let written = time(writer) >= self.began;
-        if way != Use::Write && !written {
-            return Err((Use::Write, 0));
-        }
-        let together = same && way == Use::Write && time(writer) == time(mine) && warp(writer) == warp(mine);
-        if written && !both_atomic && !together && !self.ordered(writer, mine) {
-            return Err((Use::Write, writer));
-        }
-        if way == Use::Read {
-            let readers = match last {
-                _ if thread(last) == thread(mine) => [mine, other_lane, other_warp],
-                _ if warp(last) == warp(mine) => [mine, last, other_warp],
-                _ => [mine, 0, last],
-            };
-            return Ok(Shadow { writer, readers });
-        }
-        if let Some(&reader) =
-            readers.iter().find(|&&reader| time(reader) >= self.began && !self.ordered(reader, mine))
-        {
-            return Err((Use::Read, reader));
-        }
-        Ok(Shadow { writer: mine, readers })
-    }
-
-    /// Whether an access of this block is ordered before another.
-    #[inline]
-    fn ordered(&self, earlier: Record, later: Record) -> bool {
-        if thread(earlier) == thread(later) {
-            return true;
-        }
-        let clock = &self.clocks[warp(later)];
-        if warp(earlier) != warp(later) {
-            return clock.known[warp(earlier)] >= time(earlier);
-        }
-        time(earlier) < clock.lanes
-            || clock.pairs.as_ref().is_some_and(|pairs| {
-                time(earlier) < pairs[(thread(earlier) % 32) as usize][(thread(later) % 32) as usize]
-            })
-    }
-
     /// `bar.warp.sync`: `mask` of the lanes that are `alive`.
     pub(crate) fn sync_lanes(&mut self, warp: u32, mask: u32, alive: u32) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         clock.now = (clock.now + 1).min(TIME_MAX);
         if mask & alive == alive {
             clock.lanes = clock.now;
@@ -264,7 +237,7 @@ impl Shared {
 
     /// What a warp brings to a barrier: all that it is ordered behind, itself included.
     pub(crate) fn arrive(&mut self, warp: u32, joined: &mut [u32]) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         clock.known[warp as usize] = clock.now;
         clock.now = (clock.now + 1).min(TIME_MAX);
         clock.lanes = clock.now;
@@ -275,25 +248,85 @@ impl Shared {
 
     /// What a warp takes from a barrier.
     pub(crate) fn leave(&mut self, warp: u32, joined: &[u32]) {
-        let clock = &mut self.clocks[warp as usize];
+        let clock = &mut self.clocks.warps[warp as usize];
         for (known, &joined) in clock.known.iter_mut().zip(joined) {
             *known = (*known).max(joined);
         }
     }
 
-    /// Bytes that an asynchronous copy will write.
+    /// Words that an asynchronous copy will write.
     pub(crate) fn expect(&mut self, at: u64, bytes: u32) {
-        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
-            self.pending_count += u32::from(!*pending);
-            *pending = true;
-        }
+        self.flagged = true;
+        self.flags[at as usize / 4..(at + u64::from(bytes)) as usize / 4]
+            .iter_mut()
+            .for_each(|flags| *flags |= PENDING);
     }
 
     /// The copy came.
     pub(crate) fn came(&mut self, at: u64, bytes: u32) {
-        for pending in &mut self.pending[at as usize..at as usize + bytes as usize] {
-            self.pending_count -= u32::from(*pending);
-            *pending = false;
+        self.flags[at as usize / 4..(at + u64::from(bytes)) as usize / 4]
+            .iter_mut()
+            .for_each(|flags| *flags &= !PENDING);
+    }
+}
+
+fn fault(at: u64, bytes: u32, way: Use, earlier: Use, record: Record) -> FaultKind {
+    match record {
+        0 => FaultKind::Uninitialised { space: MemorySpace::Shared, address: at, bytes },
+        _ => FaultKind::SharedRace {
+            address: at,
+            access: way.name(),
+            earlier: earlier.name(),
+            other: thread(record),
+        },
+    }
+}
+
+impl Clocks {
+    /// What is known of a byte after an access; the earlier access that it races with, or a record of 0 if it reads what nobody wrote.
+    #[inline]
+    fn next(&self, shadow: Shadow, mine: Record, way: Use, same: bool) -> Result<Shadow, (Use, Record)> {
+        let Shadow { writer, readers } = shadow;
+        let [last, other_lane, other_warp] = readers;
+        let written = time(writer) >= self.began;
+        if way != Use::Write && !written {
+            return Err((Use::Write, 0));
         }
+        let both_atomic = mine & writer & ATOMIC != 0;
+        let together = same && way == Use::Write && time(writer) == time(mine) && warp(writer) == warp(mine);
+        if written && !both_atomic && !together && !self.ordered(writer, mine) {
+            return Err((if writer & ATOMIC != 0 { Use::Atomic } else { Use::Write }, writer));
+        }
+        if way == Use::Read {
+            let readers = match last {
+                _ if thread(last) == thread(mine) => [mine, other_lane, other_warp],
+                _ if warp(last) == warp(mine) => [mine, last, other_warp],
+                _ => [mine, 0, last],
+            };
+            return Ok(Shadow { writer, readers });
+        }
+        let races = |reader: &&Record| time(**reader) >= self.began && !self.ordered(**reader, mine);
+        match readers.iter().find(races) {
+            Some(&reader) => Err((Use::Read, reader)),
+            // Whoever is ordered behind this write is so behind those before it.
+            None => Ok(Shadow { writer: mine, readers: [0; 3] }),
+        }
+    }
+
+    /// Whether an access of this block is ordered before another.
+    #[inline]
+    fn ordered(&self, earlier: Record, later: Record) -> bool {
+        if thread(earlier) == thread(later) {
+            return true;
+        }
+        let clock = &self.warps[warp(later)];
+        if warp(earlier) != warp(later) {
+            return clock.known[warp(earlier)] >= time(earlier);
+        }
+        time(earlier) < clock.lanes
+            || clock.now == TIME_MAX
+            || clock.pairs.as_ref().is_some_and(|pairs| {
+                time(earlier) < pairs[(thread(earlier) % 32) as usize][(thread(later) % 32) as usize]
+            })
     }
 }

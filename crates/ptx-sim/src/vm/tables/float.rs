@@ -1,7 +1,7 @@
 //! Floats of 32 and 64 bits: rounded to nearest even, with subnormals unless `.ftz` is written; a NaN that f32 instructions
 //! give is 0x7fffffff.
 
-use super::super::compute::Table;
+use super::super::{compute::Table, registers::Lanes};
 
 pub(super) fn fill(table: &mut Table) {
     macro_rules! both {
@@ -12,9 +12,6 @@ pub(super) fn fill(table: &mut Table) {
             table.binary(concat!("div.", $name), |a: $type, b: $type| canonical!(a / b, $nan));
             table.unary(concat!("sqrt.", $name), |a: $type| canonical!(a.sqrt(), $nan));
             table.unary(concat!("rcp.", $name), |a: $type| canonical!(1.0 / a, $nan));
-            table.ternary(concat!("fma.", $name), |a: $type, b: $type, c: $type| {
-                canonical!(a.mul_add(b, c), $nan)
-            });
             table
                 .binary(concat!("min.", $name), |a: $type, b: $type| canonical!(smaller!(a, b, $type), $nan));
             table.binary(concat!("max.", $name), |a: $type, b: $type| canonical!(larger!(a, b, $type), $nan));
@@ -57,6 +54,8 @@ pub(super) fn fill(table: &mut Table) {
         };
     }
     both!("f32", f32, NAN);
+    table.ternary_lanes("fma.f32", |a, b, c| fused(a, b, c).map(|value| value.canonical(NAN)));
+    table.ternary("fma.f64", |a: f64, b: f64, c: f64| a.mul_add(b, c).canonical(f64::NAN));
     both!("f64", f64, f64::NAN);
     table.unary("neg.f64", |a: f64| -a);
     table.unary("abs.f64", |a: f64| a.abs());
@@ -93,6 +92,23 @@ pub(super) fn fill(table: &mut Table) {
     table.unary("rcp.ftz.f32", |a: f32| flush(canonical!(1.0 / flush(a), NAN)));
     table.unary("neg.ftz.f32", |a: f32| canonical!(-flush(a), NAN));
     table.unary("abs.ftz.f32", |a: f32| canonical!(flush(a).abs(), NAN));
+}
+
+/// a · b + c, rounded once.
+fn fused(a: &Lanes<f32>, b: &Lanes<f32>, c: &Lanes<f32>) -> Lanes<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        // SAFETY: the processor has the instruction.
+        return unsafe { fused_by_hardware(a, b, c) };
+    }
+    std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
+}
+
+/// Without the instruction, each lane is a call of a library.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx,fma")]
+fn fused_by_hardware(a: &Lanes<f32>, b: &Lanes<f32>, c: &Lanes<f32>) -> Lanes<f32> {
+    std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
 }
 
 trait Canonical {
