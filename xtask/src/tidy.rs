@@ -8,12 +8,13 @@ use std::{
 use anyhow::{Context, bail};
 
 /// Crates that may hold `unsafe`, each block with its reason.
-const UNSAFE: [&str; 7] = [
+const UNSAFE: [&str; 8] = [
     "crates/checkpoint",
     "crates/cuda",
     "crates/neuron",
     "crates/nrt-sim",
     "crates/pjrt",
+    "crates/ptx-sim",
     "kernels",
     "xtask",
 ];

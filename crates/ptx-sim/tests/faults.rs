@@ -357,3 +357,52 @@ fn bytes_of_a_word_have_threads_of_their_own() {
     let part = "\t.shared .align 4 .b8 tile[4];\n\tst.shared.u8 [tile], 1;\n\tld.shared.u32 %r1, [tile];\n";
     says(&bench.fault(part, 1, 1), &["are read before they are written"]);
 }
+
+/// The text without its `index`th line that says `what`; none if there are not as many.
+fn without(text: &str, what: &str, index: usize) -> Option<String> {
+    let (line, _) =
+        text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with(what)).nth(index)?;
+    let others = text.lines().enumerate().filter(|(other, _)| *other != line);
+    Some(others.flat_map(|(_, line)| [line, "\n"]).collect())
+}
+
+#[test]
+fn no_barrier_can_be_left_out() {
+    use cudarc::driver::{LaunchConfig, PushKernelArg};
+    let bench = Bench::new();
+    let run = |text: &str, kernel: &str, threads: u32| {
+        let function = bench.context.load_module(text.into()).unwrap().load_function(kernel).unwrap();
+        let input = bench.stream.clone_htod(&[1f32; 4096]).unwrap();
+        let mut output = bench.stream.alloc_zeros::<f32>(16).unwrap();
+        let config = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments are those of the kernels.
+        unsafe {
+            bench.stream.launch_builder(&function).arg(&mut output).arg(&input).arg(&3u32).launch(config)
+        }
+        .unwrap();
+        drop((output, input));
+        let fault = bench.sim.fault();
+        bench.recover();
+        fault
+    };
+    let kernels = include_str!("../benches/kernels.ptx");
+    for order in ["ascending", "descending", "5"] {
+        for (barrier, kernel, threads, count) in [
+            ("bar.sync", "exchange", 256, 2),
+            ("bar.warp.sync", "matrices", 32, 2),
+            ("cp.async.wait", "matrices", 32, 1),
+        ] {
+            bench.sim.set("PTX_SIM_WARPS", order);
+            assert_eq!(run(kernels, kernel, threads), None);
+            for index in 0..count {
+                bench.sim.set("PTX_SIM_WARPS", order);
+                let text = without(kernels, barrier, index).unwrap();
+                assert!(
+                    run(&text, kernel, threads).is_some(),
+                    "{kernel} passes without its {barrier} number {index}"
+                );
+            }
+            assert!(without(kernels, barrier, count).is_none());
+        }
+    }
+}

@@ -136,6 +136,14 @@ impl<'a> Decoder<'a> {
         let mut scope = Scope::default();
         let mut offset = 0u64;
         for parameter in &entry.parameters {
+            if !parameter.align.is_power_of_two()
+                || offset.saturating_add(parameter.size) > PARAMETER_BYTES_MAX
+            {
+                return Err(PtxError::new(
+                    parameter.line,
+                    format!("{}: too large, or no alignment", parameter.name),
+                ));
+            }
             offset = offset.next_multiple_of(parameter.align);
             scope.bind(&parameter.name, Binding::Parameter(offset));
             self.kernel.parameters.push((offset, parameter.size));
@@ -188,9 +196,7 @@ impl<'a> Decoder<'a> {
             Space::Shared => Binding::Shared(self.place_shared(variable)?),
             // Parameters of a call are memory of the thread that calls.
             Space::Local | Space::Param => {
-                let at = self.kernel.local_bytes.next_multiple_of(variable.align);
-                self.kernel.local_bytes = at + variable.size;
-                Binding::Local(at)
+                Binding::Local(place(&mut self.kernel.local_bytes, variable, LOCAL_BYTES_MAX)?)
             }
             _ => {
                 let message =
@@ -207,9 +213,7 @@ impl<'a> Decoder<'a> {
             self.kernel.dynamic_shared = true;
             return Ok(u64::MAX);
         }
-        let at = self.kernel.shared_bytes.next_multiple_of(variable.align);
-        self.kernel.shared_bytes = at + variable.size;
-        Ok(at)
+        place(&mut self.kernel.shared_bytes, variable, SHARED_BYTES_MAX)
     }
 
     fn bind(&mut self, name: &str, binding: Binding) {
@@ -400,6 +404,27 @@ impl<'a> Decoder<'a> {
 
     fn error(&self, message: impl Into<String>) -> PtxError {
         PtxError::new(self.line, message)
+    }
+}
+
+/// Static shared memory of a block, and memory of a thread, as the CUDA programming guide limits them.
+const SHARED_BYTES_MAX: u64 = 48 << 10;
+const LOCAL_BYTES_MAX: u64 = 512 << 10;
+/// Parameters of a kernel, from PTX 8.1 on.
+const PARAMETER_BYTES_MAX: u64 = 32764;
+
+/// Puts a variable behind those that there are.
+fn place(used: &mut u64, variable: &Variable, most: u64) -> Decoded<u64> {
+    let at = variable.align.is_power_of_two().then(|| used.next_multiple_of(variable.align));
+    match at.map(|at| (at, at.saturating_add(variable.size))) {
+        Some((at, end)) if end <= most => {
+            *used = end;
+            Ok(at)
+        }
+        _ => Err(PtxError::new(
+            variable.line,
+            format!("{}: more than {most} bytes, or no alignment", variable.name),
+        )),
     }
 }
 

@@ -223,7 +223,7 @@ impl Parser {
         variable.name = name;
         let mut count = 1;
         while self.take('[') {
-            count = if self.take(']') { 0 } else { count * self.integer()? };
+            count = if self.take(']') { 0 } else { self.integer()?.saturating_mul(count) };
             if count > 0 {
                 self.expect(']')?;
             }
@@ -235,7 +235,7 @@ impl Parser {
                 count = variable.initial.len() as u64 / bytes;
             }
         }
-        variable.size = count * bytes;
+        variable.size = count.saturating_mul(bytes);
         Ok(variable)
     }
 
@@ -430,7 +430,7 @@ impl Parser {
                 other => return Err(self.error(format!("an address goes on with + or ], not {other:?}"))),
             };
             let value = self.integer()? as i64;
-            offset += if negative { -value } else { value };
+            offset = offset.wrapping_add(if negative { value.wrapping_neg() } else { value });
         }
         Ok(Operand::Address(base, offset))
     }
