@@ -311,7 +311,7 @@ fn what_is_not_interpreted() {
         ("ex2.approx.f32 %f1, %f1;", "ex2.approx.f32"),
         ("rsqrt.approx.ftz.f32 %f1, %f1;", "rsqrt.approx.ftz.f32"),
         ("div.full.f32 %f1, %f1, %f1;", "div.full.f32"),
-        ("add.rz.f32 %f1, %f1, %f1;", "add.rz.f32"),
+        ("div.rz.f32 %f1, %f1, %f1;", "div.rz.f32"),
         ("griddepcontrol.wait;", "griddepcontrol.wait"),
         (
             "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32 {%r1,%r1,%r1,%r1}, {%r1,%r1,%r1,%r1}, {%r1,%r1}, {%r1,%r1,%r1,%r1};",

@@ -342,3 +342,43 @@ fn halves() {
     bench.check("max.f16 %d, %a, %b;", "b16 b16 b16", &[(&[0x7e00, 0x3c00], 0x3c00), (&[0x8000, 0], 0)]);
     bench.check("neg.f16x2 %d, %a;", "b32 b32", &[(&[0x3c00_bc00], 0xbc00_3c00)]);
 }
+
+#[test]
+fn arithmetic_rounds_in_other_directions() {
+    let bench = Bench::new();
+    // 1 + 2⁻¹⁴⁹ is between 1 and the next.
+    bench.check(
+        "add.rz.f32 %d, %a, %b;",
+        "f32 f32 f32",
+        &[(&[0x3f80_0000, 0x0000_0001], 0x3f80_0000), (&[0xbf80_0000, 0x8000_0001], 0xbf80_0000)],
+    );
+    bench.check(
+        "add.rp.f32 %d, %a, %b;",
+        "f32 f32 f32",
+        &[(&[0x3f80_0000, 0x0000_0001], 0x3f80_0001), (&[0xbf80_0000, 0x8000_0001], 0xbf80_0000)],
+    );
+    bench.check(
+        "add.rm.f32 %d, %a, %b;",
+        "f32 f32 f32",
+        &[
+            (&[0x3f80_0000, 0x0000_0001], 0x3f80_0000),
+            (&[0xbf80_0000, 0x8000_0001], 0xbf80_0001),
+            (&[0x3f80_0000, 0xbf80_0000], MINUS),
+            (&[0, 0], 0),
+        ],
+    );
+    bench.check("sub.rm.f32 %d, %a, %b;", "f32 f32 f32", &[(&[0x3f80_0000, 0x0000_0001], 0x3f7f_ffff)]);
+    // (1 + 2⁻²³)² = 1 + 2⁻²² + 2⁻⁴⁶
+    bench.check("mul.rp.f32 %d, %a, %b;", "f32 f32 f32", &[(&[0x3f80_0001, 0x3f80_0001], 0x3f80_0003)]);
+    bench.check("mul.rz.f32 %d, %a, %b;", "f32 f32 f32", &[(&[0x7f00_0000, 0x4080_0000], 0x7f7f_ffff)]);
+    bench.check(
+        "fma.rz.f32 %d, %a, %b, %c;",
+        "f32 f32 f32 f32",
+        &[(&[0x3f80_0001, 0x3f80_0001, 0xb380_0000], 0x3f80_0001)],
+    );
+    bench.check(
+        "fma.rp.f32 %d, %a, %b, %c;",
+        "f32 f32 f32 f32",
+        &[(&[0x3f80_0001, 0x3f80_0001, 0x0000_0001], 0x3f80_0003)],
+    );
+}

@@ -298,3 +298,42 @@ fn vectors_in_registers() {
     bench.check(".reg .b16 %low; mov.b32 {%low, %d}, %a;", "b32 b16", &[(&[0x1234_5678], 0x1234)]);
     bench.check("mov.b64 {_, %d}, %a;", "b64 b32", &[(&[0x7_0000_0001], 7)]);
 }
+
+#[test]
+fn sums_with_a_carry() {
+    let bench = Bench::new();
+    // Of 128 bits: the upper word of a sum, and of a difference.
+    let sum = ".reg .b64 %low; add.cc.s64 %low, %a, %b; addc.cc.s64 %d, %c, %e;";
+    bench.check(
+        sum,
+        "b64 b64 b64 b64 b64",
+        &[(&[u64::MAX, 1, 5, 6], 12), (&[u64::MAX - 1, 1, 5, 6], 11), (&[1, u64::MAX, u64::MAX, 0], 0)],
+    );
+    let difference = ".reg .b32 %low; sub.cc.u32 %low, %a, %b; subc.u32 %d, %c, %e;";
+    bench.check(difference, "b32 b32 b32 b32 b32", &[(&[0, 1, 5, 2], 2), (&[1, 1, 5, 2], 3)]);
+    // The carry of a product's low half goes into its high half: 0xffffffff · 0xffffffff + 0xffffffff.
+    let product = ".reg .b32 %low; mad.lo.cc.u32 %low, %a, %b, %c; madc.hi.u32 %d, %a, %b, %e;";
+    bench.check(
+        product,
+        "b32 b32 b32 b32 b32",
+        &[(&[0xffff_ffff, 0xffff_ffff, 0xffff_ffff, 0], 0xffff_ffff)],
+    );
+}
+
+#[test]
+fn several_in_a_register() {
+    let bench = Bench::new();
+    bench.check("add.u16x2 %d, %a, %b;", "b32 b32 b32", &[(&[0xffff_0001, 0x0001_ffff], 0)]);
+    bench.check("min.s16x2 %d, %a, %b;", "b32 b32 b32", &[(&[0xffff_0001, 0x0001_ffff], 0xffff_ffff)]);
+    bench.check("max.u16x2 %d, %a, %b;", "b32 b32 b32", &[(&[0xffff_0001, 0x0001_0002], 0xffff_0002)]);
+    bench.check(
+        "vabsdiff4.u32.u32.u32 %d, %a, %b, %c;",
+        "b32 b32 b32 b32",
+        &[(&[0x00ff_1005, 0xff00_0506, 9], 0xffff_0b01)],
+    );
+    bench.check(
+        "vabsdiff4.u32.u32.u32.add %d, %a, %b, %c;",
+        "b32 b32 b32 b32",
+        &[(&[0x00ff_1005, 0xff00_0506, 9], 531)],
+    );
+}

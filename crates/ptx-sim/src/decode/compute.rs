@@ -36,6 +36,8 @@ impl Decoder<'_> {
             }
             "ld" | "ldu" | "st" | "atom" | "red" | "cp" => self.memory(&parts, operands)?,
             "cvta" => self.cvta(&parts, operands)?,
+            "addc" | "subc" | "madc" => self.carry(&parts, operands)?,
+            "add" | "sub" | "mad" if parts.contains(&"cc") => self.carry(&parts, operands)?,
             _ => {
                 let name = normal_name(&parts);
                 self.by_name(&name, operands, false)?;
@@ -257,6 +259,30 @@ impl Decoder<'_> {
         matches!(self.lookup(name), Ok(super::scope::Binding::Local(_)))
     }
 
+    /// `add.cc`, `addc`, `sub.cc`, `subc`, `mad.lo.cc`, `madc.hi` and so on: sums that take a carry, give one, or both.
+    fn carry(&mut self, parts: &[&str], operands: &[Operand]) -> Decoded {
+        let (ty, kind) = self.type_of(parts)?;
+        let unsigned = if kind == Kind::Wide { "u64" } else { "u32" };
+        let [result, a, b, rest @ ..] = operands else { return Err(self.unknown()) };
+        let (mut a, mut b) = (self.value(a, kind, false)?, self.value(b, kind, false)?);
+        if let (Some(half @ ("lo" | "hi")), [c]) = (parts.get(1).copied(), rest) {
+            let product = self.kernel.counts.take(kind);
+            self.push_compute(&format!("mul.{half}.{ty}"), product, &[a, b])?;
+            (a, b) = (product, self.value(c, kind, false)?);
+        }
+        let result = self.result_of(result, kind)?;
+        let flag = *self.carry.get_or_insert_with(|| self.kernel.counts.take(Kind::Pred));
+        let carry = if parts[0].ends_with('c') { flag } else { self.constant(Kind::Pred, 0) };
+        let operation = if parts[0].starts_with("sub") { "subc" } else { "addc" };
+        let next = self.kernel.counts.take(Kind::Pred);
+        self.push_compute(&format!("{operation}.carry.{unsigned}"), next, &[a, b, carry])?;
+        self.push_compute(&format!("{operation}.{unsigned}"), result, &[a, b, carry])?;
+        if parts.contains(&"cc") {
+            self.push_compute("mov.pred", flag, &[next])?;
+        }
+        Ok(())
+    }
+
     /// A cache policy is any number.
     fn policy(&mut self, operands: &[Operand]) -> Decoded {
         let Some(result) = operands.first() else { return Err(self.unknown()) };
@@ -297,8 +323,8 @@ fn normal_name(parts: &[&str]) -> String {
     match base {
         "add" | "sub" | "mul" | "fma" | "mad" | "div" | "sqrt" | "rcp" if float => {
             kept.retain(|part| *part != "rn");
-            let unrounded =
-                matches!(base, "div" | "sqrt" | "rcp" | "fma" | "mad") && kept.len() == parts.len();
+            let rounded = parts.iter().any(|part| matches!(*part, "rn" | "rz" | "rm" | "rp"));
+            let unrounded = matches!(base, "div" | "sqrt" | "rcp" | "fma" | "mad") && !rounded;
             if unrounded {
                 // Without a rounding these are approximate, or not PTX.
                 kept.push("approximate");

@@ -101,6 +101,7 @@ fn kernel(module: &Module, globals: &HashMap<String, u64>, entry: &Function) -> 
         labels: Vec::new(),
         constants: HashMap::new(),
         specials: HashMap::new(),
+        carry: None,
         shared: HashMap::new(),
         calls: Vec::new(),
         line: entry.line,
@@ -123,6 +124,8 @@ struct Decoder<'a> {
     labels: Vec<Option<u32>>,
     constants: HashMap<(Kind, u64), Slot>,
     specials: HashMap<Special, Slot>,
+    /// The flag of sums with a carry.
+    carry: Option<Slot>,
     /// Variables of shared memory that are placed.
     shared: HashMap<String, u64>,
     /// The functions that are being put in place, each with the label of its end.

@@ -120,6 +120,10 @@ impl Driver {
     pub(super) fn run(&mut self, launch: &KernelLaunch) -> Done {
         let index = self.current()?;
         let device = self.devices[index].as_ref().ok_or(super::INVALID_CONTEXT)?;
+        if self.settings.checks.blocks && device.arena.races().is_none() {
+            eprintln!("ptx-sim: no address space for the check of blocks: less PTX_SIM_BYTES needs less");
+            return Err(super::OUT_OF_MEMORY);
+        }
         let warps = launch.block.iter().product::<u32>().div_ceil(32) as usize;
         self.launches = self.launches.wrapping_add(1);
         let run = Launch {

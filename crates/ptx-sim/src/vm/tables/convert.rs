@@ -17,7 +17,7 @@ pub(super) enum Rounding {
 }
 
 impl Rounding {
-    const ALL: [(&'static str, Rounding); 4] =
+    pub(super) const ALL: [(&'static str, Rounding); 4] =
         [("rn", Rounding::Nearest), ("rz", Rounding::Zero), ("rm", Rounding::Down), ("rp", Rounding::Up)];
 
     pub(super) fn integral(self, value: f64) -> f64 {
@@ -217,7 +217,7 @@ pub(super) struct Format {
 
 pub(super) const F16: Format = Format { precision: 11, exponents: (-14, 15), nan: 0x7fff };
 pub(super) const BF16: Format = Format { precision: 8, exponents: (-126, 127), nan: 0x7fff };
-const F32: Format = Format { precision: 24, exponents: (-126, 127), nan: 0x7fff_ffff };
+pub(super) const F32: Format = Format { precision: 24, exponents: (-126, 127), nan: 0x7fff_ffff };
 
 /// The bits of `value` in a format, rounded once.
 pub(super) fn round(value: f64, format: &Format, rounding: Rounding) -> u32 {
@@ -248,4 +248,17 @@ pub(super) fn round(value: f64, format: &Format, rounding: Rounding) -> u32 {
         return sign | if away { infinity } else { infinity - 1 };
     }
     sign | bits
+}
+
+/// A sum of which all that matters to a later rounding to fewer bits is kept: if it is not exact, its last bit is odd, so that it is on
+/// no boundary, and on the right side of each.
+pub(super) fn odd_sum(a: f64, b: f64) -> f64 {
+    let sum = a + b;
+    let shadow = sum - a;
+    let error = (a - (sum - shadow)) + (b - shadow);
+    if error == 0.0 || !sum.is_finite() || sum.to_bits() & 1 == 1 {
+        return sum;
+    }
+    let away = (error > 0.0) == (sum > 0.0);
+    f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 })
 }

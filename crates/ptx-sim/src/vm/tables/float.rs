@@ -1,7 +1,10 @@
 //! Floats of 32 and 64 bits: rounded to nearest even, with subnormals unless `.ftz` is written; a NaN that f32 instructions
 //! give is 0x7fffffff.
 
-use super::super::{compute::Table, registers::Lanes};
+use super::{
+    super::{compute::Table, registers::Lanes},
+    convert::{F32, Rounding, odd_sum, round},
+};
 
 pub(super) fn fill(table: &mut Table) {
     macro_rules! both {
@@ -70,6 +73,7 @@ pub(super) fn fill(table: &mut Table) {
         false => larger!(a, b, f32),
     });
     saturated(table);
+    directed(table);
 
     macro_rules! flushed {
         ($($name:literal: $function:expr;)*) => {$(
@@ -128,6 +132,29 @@ impl Canonical for f64 {
     #[inline]
     fn canonical(self, nan: f64) -> f64 {
         if self.to_bits() << 1 > 0x7ff << 53 { nan } else { self }
+    }
+}
+
+/// Roundings other than to the nearest, from sums and products that f64 holds but for their last bits.
+fn directed(table: &mut Table) {
+    for (name, rounding) in Rounding::ALL.into_iter().skip(1) {
+        let sum = move |a: f64, b: f64| match odd_sum(a, b) {
+            // What cancels is -0 downwards, but zeros of one sign keep it.
+            0.0 if rounding == Rounding::Down
+                && (a != 0.0 || a.is_sign_negative() || b.is_sign_negative()) =>
+            {
+                -0.0
+            }
+            sum => f32::from_bits(round(sum, &F32, rounding)),
+        };
+        table.binary(format!("add.{name}.f32"), move |a: f32, b: f32| sum(a.into(), b.into()));
+        table.binary(format!("sub.{name}.f32"), move |a: f32, b: f32| sum(a.into(), -f64::from(b)));
+        table.binary(format!("mul.{name}.f32"), move |a: f32, b: f32| {
+            f32::from_bits(round(f64::from(a) * f64::from(b), &F32, rounding))
+        });
+        table.ternary(format!("fma.{name}.f32"), move |a: f32, b: f32, c: f32| {
+            sum(f64::from(a) * f64::from(b), c.into())
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::{
     super::compute::Table,
-    convert::{BF16, F16, Format, Rounding, round},
+    convert::{BF16, F16, Format, Rounding, odd_sum, round},
 };
 
 pub(super) fn fill(table: &mut Table) {
@@ -91,18 +91,7 @@ fn pair(half: impl Fn(u32) -> u16) -> u32 {
     u32::from(half(16)) << 16 | u32::from(half(0))
 }
 
-/// The product is exact in f64. A sum that is not gets an odd last bit, so that the second rounding sees on which side of
-/// every boundary it is.
+/// The product is exact in f64.
 fn fused(a: f64, b: f64, c: f64, format: &Format) -> u32 {
-    let product = a * b;
-    let sum = product + c;
-    let shadow = sum - product;
-    let error = (product - (sum - shadow)) + (c - shadow);
-    let exact = error == 0.0 || !sum.is_finite() || sum.to_bits() & 1 == 1;
-    let odd = match exact {
-        true => sum,
-        false if (error > 0.0) == (sum > 0.0) => f64::from_bits(sum.to_bits() + 1),
-        false => f64::from_bits(sum.to_bits() - 1),
-    };
-    round(odd, format, Rounding::Nearest)
+    round(odd_sum(a * b, c), format, Rounding::Nearest)
 }

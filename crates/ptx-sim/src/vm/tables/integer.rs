@@ -66,12 +66,60 @@ pub(super) fn fill(table: &mut Table) {
     high!("u64", u64, u128);
     high!("s64", i64, i128);
 
+    macro_rules! carry {
+        ($name:literal, $type:ty) => {
+            table.ternary(concat!("addc.", $name), |a: $type, b: $type, carry: bool| {
+                a.wrapping_add(b).wrapping_add(carry.into())
+            });
+            table.ternary(concat!("addc.carry.", $name), |a: $type, b: $type, carry: bool| {
+                a.checked_add(b).and_then(|sum| sum.checked_add(carry.into())).is_none()
+            });
+            table.ternary(concat!("subc.", $name), |a: $type, b: $type, borrow: bool| {
+                a.wrapping_sub(b).wrapping_sub(borrow.into())
+            });
+            table.ternary(concat!("subc.carry.", $name), |a: $type, b: $type, borrow: bool| {
+                a.checked_sub(b).and_then(|difference| difference.checked_sub(borrow.into())).is_none()
+            });
+        };
+    }
+    carry!("u32", u32);
+    carry!("u64", u64);
+
     table.binary("add.sat.s32", |a: i32, b: i32| a.saturating_add(b));
     table.binary("sub.sat.s32", |a: i32, b: i32| a.saturating_sub(b));
     table.ternary("sad.u32", |a: u32, b: u32, c: u32| a.abs_diff(b).wrapping_add(c));
     table.ternary("sad.s32", |a: i32, b: i32, c: u32| a.abs_diff(b).wrapping_add(c));
     twenty_four(table);
+    pairs(table);
     dots(table);
+}
+
+/// Integers of 16 bits in pairs, and the differences of bytes.
+fn pairs(table: &mut Table) {
+    macro_rules! pair {
+        ($name:literal, $type:ty) => {
+            for (operation, function) in [
+                ("add", <$type>::wrapping_add as fn($type, $type) -> $type),
+                ("min", |a, b| a.min(b)),
+                ("max", |a, b| a.max(b)),
+            ] {
+                table.binary(format!("{operation}.{}x2", $name), move |a: u32, b: u32| {
+                    let half = |shift: u32| function((a >> shift) as $type, (b >> shift) as $type) as u16;
+                    u32::from(half(16)) << 16 | u32::from(half(0))
+                });
+            }
+        };
+    }
+    pair!("u16", u16);
+    pair!("s16", i16);
+    fn differences(a: u32, b: u32) -> [u8; 4] {
+        let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+        std::array::from_fn(|index| a[index].abs_diff(b[index]))
+    }
+    table.ternary("vabsdiff4.u32.u32.u32", |a: u32, b: u32, _: u32| u32::from_le_bytes(differences(a, b)));
+    table.ternary("vabsdiff4.u32.u32.u32.add", |a: u32, b: u32, c: u32| {
+        differences(a, b).iter().fold(c, |sum, &difference| sum.wrapping_add(difference.into()))
+    });
 }
 
 /// Products of the low 24 bits; `.hi` is bits 16 to 47.
