@@ -358,7 +358,7 @@ __device__ __forceinline__ void many(
     tile.store(out);
 }
 
-#define LINEAR(name, expression, BLOCK, SUB, MIN)                                                                        \
+#define LINEAR(name, expression)                                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS) name(                                                          \
         float* out, const i8* xq, const float* xd, const i8* q, const float* scale, const float* min,                    \
         const i8* sub_scale, const u8* sub_min, u32 m, u32 n, u32 k) {                                                   \
@@ -366,11 +366,11 @@ __device__ __forceinline__ void many(
         expression(out, xq, xd, weights, m, n, k);                                                                       \
     }
 #define KIND(name, BLOCK, SUB, MIN, TOKENS)                                                                              \
-    LINEAR(name##_1, (few<BLOCK, SUB, MIN, 1>), BLOCK, SUB, MIN)                                                         \
-    LINEAR(name##_2, (few<BLOCK, SUB, MIN, 2>), BLOCK, SUB, MIN)                                                         \
-    LINEAR(name##_4, (few<BLOCK, SUB, MIN, 4>), BLOCK, SUB, MIN)                                                         \
-    LINEAR(name##_8, (few<BLOCK, SUB, MIN, 8>), BLOCK, SUB, MIN)                                                         \
-    LINEAR(name##_many, (many<BLOCK, SUB, MIN, TOKENS>), BLOCK, SUB, MIN)
+    LINEAR(name##_1, (few<BLOCK, SUB, MIN, 1>))                                                         \
+    LINEAR(name##_2, (few<BLOCK, SUB, MIN, 2>))                                                         \
+    LINEAR(name##_4, (few<BLOCK, SUB, MIN, 4>))                                                         \
+    LINEAR(name##_8, (few<BLOCK, SUB, MIN, 8>))                                                         \
+    LINEAR(name##_many, (many<BLOCK, SUB, MIN, TOKENS>))
 
 KIND(linear_32, 32, 32, false, 64)
 KIND(linear_32_min, 32, 32, true, 64)

@@ -7,14 +7,8 @@ use samebits_conformance::{Group, check_every};
 /// Every so many-th case of operations of which one takes a second; all of them with `SAMEBITS_CASE_STRIDE=1`.
 const STRIDE: usize = 16;
 
-const SLOW: [Group; 6] = [
-    Group::LinearDense,
-    Group::NormLinears,
-    Group::FeedForward,
-    Group::BatchInvariance,
-    Group::ChunkInvariance,
-    Group::PaddingInvariance,
-];
+const PRODUCTS: [Group; 3] = [Group::LinearDense, Group::NormLinears, Group::FeedForward];
+const INVARIANCE: [Group; 3] = [Group::BatchInvariance, Group::ChunkInvariance, Group::PaddingInvariance];
 
 fn check(stride: usize, groups: impl Iterator<Item = Group>) {
     let cuda = common::cuda();
@@ -26,21 +20,24 @@ fn check(stride: usize, groups: impl Iterator<Item = Group>) {
 }
 
 #[test]
-fn primitives_and_rows() {
-    check(1, Group::ALL.iter().copied().filter(|group| !SLOW.contains(group)));
+fn primitives_rows_blocks_and_attention() {
+    check(
+        1,
+        Group::ALL.iter().copied().filter(|group| !PRODUCTS.contains(group) && !INVARIANCE.contains(group)),
+    );
 }
 
-fn slow(part: usize) {
+fn sample(groups: [Group; 3]) {
     let chosen = std::env::var("SAMEBITS_CASE_STRIDE").ok().map(|it| it.parse().expect("a number"));
-    check(chosen.unwrap_or(STRIDE), SLOW.into_iter().skip(part).step_by(2));
+    check(chosen.unwrap_or(STRIDE), groups.into_iter());
 }
 
 #[test]
-fn products_and_attention() {
-    slow(0);
+fn sampled_products() {
+    sample(PRODUCTS);
 }
 
 #[test]
-fn products_and_invariance() {
-    slow(1);
+fn sampled_invariance() {
+    sample(INVARIANCE);
 }

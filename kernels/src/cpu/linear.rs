@@ -120,7 +120,7 @@ impl<'a, C: Codec, B: BlockKind> Blocks<'a, C, B> {
         if P != S::PANELS || T != S::TILE {
             return;
         }
-        let block = (CACHED / self.task.x.cols().max(1)).max(T) / T * T;
+        let block = (CACHED / self.task.x.cols().max(1)).clamp(T, tokens.max(T)) / T * T;
         let mut room = ROOM.take().unwrap_or_default();
         room.totals.resize(room.totals.len().max(P * block), [0.0; 16]);
         for start in (0..tokens).step_by(block) {
