@@ -46,8 +46,8 @@ __device__ __forceinline__ float max_of(float a, float b) {
 
 __device__ __forceinline__ int max_of(int a, int b) { return a > b ? a : b; }
 
-// tensor::exp
-__device__ __forceinline__ float exp_of(float x) {
+// tensor::exp, of what is not above zero.
+__device__ __forceinline__ float exp_of_falling(float x) {
     float n = rintf(x * LOG2E);
     float r = (x - n * __uint_as_float(LN2_HI_BITS)) - n * LN2_LO;
     float p = 0.0013838903f;
@@ -58,7 +58,12 @@ __device__ __forceinline__ float exp_of(float x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     u32 bits = __float_as_uint(p) + ((u32)__float2int_rz(n) << 23);
-    float scaled = x < EXP_MIN ? 0.0f : __uint_as_float(bits);
+    return x < EXP_MIN ? 0.0f : __uint_as_float(bits);
+}
+
+// tensor::exp
+__device__ __forceinline__ float exp_of(float x) {
+    float scaled = exp_of_falling(x);
     return x > __uint_as_float(EXP_MAX_BITS) ? __uint_as_float(INFINITY_BITS) : scaled;
 }
 

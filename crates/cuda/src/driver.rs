@@ -16,7 +16,7 @@ use std::{
 use cudarc::driver::{
     DriverError,
     result::{self, device, event, graph, module, primary_ctx, stream},
-    sys::{self, CUdevice_attribute, CUevent_flags, CUresult, CUstreamCaptureMode},
+    sys::{self, CUdevice_attribute, CUevent_flags, CUfunction_attribute, CUresult, CUstreamCaptureMode},
 };
 
 use crate::{error::OpenError, lock};
@@ -25,7 +25,7 @@ use crate::{error::OpenError, lock};
 const OLDEST_DRIVER: i32 = 12_000;
 
 /// The functions of the driver that are called.
-const FUNCTIONS: [&str; 36] = [
+const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -53,6 +53,8 @@ const FUNCTIONS: [&str; 36] = [
     "cuModuleLoadData",
     "cuModuleGetFunction",
     "cuModuleUnload",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
     "cuLaunchKernel",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
@@ -93,6 +95,8 @@ pub(crate) struct Description {
 pub(crate) struct Grid {
     pub(crate) blocks: (u32, u32),
     pub(crate) threads: u32,
+    /// Bytes of shared memory that each block gets beside what its kernel declares.
+    pub(crate) shared: u32,
 }
 
 /// An entry of a loaded module, for as long as the driver that loaded it.
@@ -331,7 +335,24 @@ impl Driver {
             // SAFETY: the module has just been loaded.
             unsafe { module::get_function(module, name).map(Function) }
         };
-        entries.iter().map(find).collect()
+        let functions: Vec<Function> = entries.iter().map(find).collect::<Result<_, _>>()?;
+        if ptx.contains(".extern .shared") {
+            functions.iter().try_for_each(|function| self.allow_shared_memory(*function))?;
+        }
+        Ok(functions)
+    }
+
+    /// Lets a kernel have as much shared memory as the device has for a block, which it has to be asked for.
+    fn allow_shared_memory(&self, function: Function) -> Result<(), DriverError> {
+        // SAFETY: the device and the function are of this value.
+        unsafe {
+            let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+            let most = device::get_attribute(self.device, most)?;
+            let own = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            let own = result::function::get_function_attribute(function.0, own)?;
+            let asked = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(function.0, asked, most - own)
+        }
     }
 
     /// Issues a kernel. Its arguments are given as bytes, which the call copies.
@@ -353,7 +374,14 @@ impl Driver {
         let blocks = (grid.blocks.0, grid.blocks.1, 1);
         // SAFETY: the caller's promise; the driver copies the arguments before it returns.
         unsafe {
-            result::launch_kernel(function.0, blocks, (grid.threads, 1, 1), 0, self.stream(), &mut pointers)
+            result::launch_kernel(
+                function.0,
+                blocks,
+                (grid.threads, 1, 1),
+                grid.shared,
+                self.stream(),
+                &mut pointers,
+            )
         }
     }
 }

@@ -52,7 +52,7 @@ const BLOCKS: usize = 1 << 20;
 
 /// A thread for each of `n` pieces of work.
 pub(crate) fn each(n: usize) -> Grid {
-    Grid { blocks: (n.div_ceil(THREADS as usize).min(BLOCKS) as u32, 1), threads: THREADS }
+    Grid { blocks: (n.div_ceil(THREADS as usize).min(BLOCKS) as u32, 1), threads: THREADS, shared: 0 }
 }
 
 /// An extent as kernels take it.

@@ -146,6 +146,6 @@ impl Kernels {
             }
         };
         let blocks = (extent("linear", n.div_ceil(rows))?, extent("linear", m.div_ceil(tokens))?);
-        Ok((kernel, Grid { blocks, threads: THREADS }))
+        Ok((kernel, Grid { blocks, threads: THREADS, shared: 0 }))
     }
 }

@@ -21,12 +21,12 @@ const THREADS: u32 = 128;
 /// A warp for each of `n` pieces of work.
 fn warps(op: &'static str, n: usize) -> Result<Grid> {
     let blocks = extent(op, (n * WARP).div_ceil(THREADS as usize))?;
-    Ok(Grid { blocks: (blocks, 1), threads: THREADS })
+    Ok(Grid { blocks: (blocks, 1), threads: THREADS, shared: 0 })
 }
 
 /// A block for each row, whose threads are the lanes of its sum.
 fn row_blocks(op: &'static str, rows: usize) -> Result<Grid> {
-    Ok(Grid { blocks: (extent(op, rows)?, 1), threads: SUM_LANES as u32 })
+    Ok(Grid { blocks: (extent(op, rows)?, 1), threads: SUM_LANES as u32, shared: 0 })
 }
 
 impl Cuda {
@@ -57,7 +57,7 @@ impl Cuda {
         let (m, n, k) = (extent(op, rows)?, extent(op, columns)?, extent(op, inner)?);
         let (a, b) = (a.data().argument(), b.data().argument());
         let arguments = [out.argument(), a, b, bytes_of(&m), bytes_of(&n), bytes_of(&k)];
-        self.launch(kernel, Grid { blocks: (blocks, 1), threads: 256 }, &arguments, &shape)?;
+        self.launch(kernel, Grid { blocks: (blocks, 1), threads: 256, shared: 0 }, &arguments, &shape)?;
         Ok(out)
     }
 
