@@ -235,7 +235,7 @@ impl Backend for Cuda {
 
 impl Cuda {
     /// Issues an element-wise kernel, whose arguments are the result, the operands, how many elements they have, and numbers.
-    fn mapped(
+    pub(crate) fn mapped(
         &self,
         kernel: &'static str,
         operands: &[&Tensor<Self>],

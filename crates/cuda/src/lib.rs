@@ -30,6 +30,7 @@
 
 mod attention;
 mod backend;
+mod dense;
 mod driver;
 mod error;
 mod kernels;

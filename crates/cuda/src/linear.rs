@@ -60,7 +60,10 @@ impl Cuda {
                     let x = self.quantized(Input::from(&x), weight)?;
                     return self.product(&x, weight);
                 }
-                decompose::linear(&x, &self.plain(weight)?)
+                match self.plain(weight)? {
+                    PlainWeight::Dense(weight) => self.dense_product(&x, &weight),
+                    plain => decompose::linear(&x, &plain),
+                }
             });
         }
         let mut inputs: Vec<Quantized> = Vec::with_capacity(1);

@@ -42,3 +42,11 @@ fn blocks_of_32() {
 fn blocks_of_256() {
     check(&[Format::Q2K, Format::Q4K, Format::Q6K], &SHAPES_OF_256);
 }
+
+/// Columns: one read, less than a chunk, not a whole one, spans that end with less than a whole one, more spans than wait at once.
+const SHAPES_OF_FLOATS: [(usize, usize); 5] = [(1, 8), (33, 72), (65, 600), (31, 2568), (2, 9224)];
+
+#[test]
+fn floats() {
+    check(&[Format::F16, Format::BF16, Format::F32], &SHAPES_OF_FLOATS);
+}
