@@ -35,14 +35,18 @@ fn device() -> PjrtDevice {
 #[test]
 fn chunks_of_every_architecture() {
     for name in NAMES {
-        check_chunks(device(), &tiny(name), name, &prompt(), &[1, 16, 16, 16, 16, 16, 16, 16, 13, 16, 8]);
+        let checkpoint = tiny(name);
+        let mut runner = compiled(device(), &checkpoint, &plan(&checkpoint));
+        check_chunks(&mut runner, &checkpoint, name, &prompt(), &[1, 16, 16, 16, 16, 16, 16, 16, 13, 16, 8]);
     }
 }
 
 #[test]
 fn chunks_of_every_block_format() {
     for name in GGUF {
-        check_chunks(device(), &tiny(name), name, &prompt(), &[16, 16, 16, 16, 16, 16, 16, 16, 9, 13]);
+        let checkpoint = tiny(name);
+        let mut runner = compiled(device(), &checkpoint, &plan(&checkpoint));
+        check_chunks(&mut runner, &checkpoint, name, &prompt(), &[16, 16, 16, 16, 16, 16, 16, 16, 9, 13]);
     }
 }
 
@@ -52,13 +56,15 @@ fn smollm2() {
     let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
     let checkpoint = Checkpoint::open(found.path).unwrap();
     let tokens: Vec<u32> = (0..40).map(|i| (i * i * 31 + 17) % 40_000).collect();
-    check_chunks(device(), &checkpoint, "SmolLM2", &tokens, &[16, 16, 5, 1, 1, 1]);
+    let mut runner = compiled(device(), &checkpoint, &plan(&checkpoint));
+    check_chunks(&mut runner, &checkpoint, "SmolLM2", &tokens, &[16, 16, 5, 1, 1, 1]);
 }
 
 #[test]
 fn pages_of_a_common_beginning_are_shared() {
     for name in ["llama3", "gguf/wide.mixed256.gguf"] {
-        check_shared_pages(device(), &tiny(name), name);
+        let checkpoint = tiny(name);
+        check_shared_pages(&mut compiled(device(), &checkpoint, &plan(&checkpoint)), &checkpoint, name);
     }
 }
 

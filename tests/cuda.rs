@@ -5,9 +5,9 @@
 mod common;
 
 use common::{
-    GGUF, NAMES, batch,
-    compiled::{assert_same, cpu, crowded, engine, on_cpu, plan, serve, serve_on, small},
-    logits_by_token, pages, prompt, runner, step, tiny,
+    GGUF, NAMES,
+    compiled::{check_chunks, check_shared_pages, crowded, engine, on_cpu, plan, serve, serve_on, small},
+    prompt, tiny,
 };
 use ptx_sim::{Checks, Sim};
 use samebits::{Device, DeviceOptions, self_test};
@@ -26,19 +26,10 @@ fn on_cuda(checkpoint: &Checkpoint, plan: &MemoryPlan) -> Box<dyn Runner> {
 }
 
 /// Chunks, and single tokens between them that are run, recorded and done again.
-fn check_chunks(name: &str, lengths: &[usize]) {
+fn check(name: &str, lengths: &[usize]) {
     let checkpoint = tiny(name);
     let tokens = &prompt()[..lengths.iter().sum()];
-    let expected = logits_by_token(&mut runner(cpu(), &checkpoint), tokens);
-    let mut runner = on_cuda(&checkpoint, &plan(&checkpoint));
-    let table = pages(&*runner, tokens.len(), 3, 7);
-    let mut start = 0;
-    for &length in lengths {
-        let end = start + length;
-        let found = step(&mut *runner, &batch(&[(&table, start, &tokens[start..end])]));
-        assert_same(&format!("{name}, {start} to {end}"), &expected[end - 1], &found[0]);
-        start = end;
-    }
+    check_chunks(&mut *on_cuda(&checkpoint, &plan(&checkpoint)), &checkpoint, name, tokens, lengths);
 }
 
 #[test]
@@ -48,7 +39,7 @@ fn every_architecture() {
         // Past a tile of attention and every window in one of them.
         let first = if name == "gemma3" { 130 } else { 20 };
         sim.faults("");
-        check_chunks(name, &[first, 1, 1, 1, 1, 5]);
+        check(name, &[first, 1, 1, 1, 1, 5]);
         assert_eq!((sim.calls("cuGraphInstantiateWithFlags"), sim.calls("cuGraphLaunch")), (1, 3), "{name}");
     }
 }
@@ -57,7 +48,29 @@ fn every_architecture() {
 fn every_block_format() {
     let _sim = Sim::alone().unwrap();
     for name in GGUF {
-        check_chunks(name, &[17, 1, 1, 1, 5]);
+        check(name, &[17, 1, 1, 1, 5]);
+    }
+}
+
+/// Two steps of 16 tokens and some of one, run, recorded and done again: a real model in mixed block formats.
+#[test]
+fn smollm2() {
+    let sim = Sim::alone().unwrap();
+    // What is read and written is checked in the other tests.
+    sim.checks(Checks { registers: false, shared: false, global: false, blocks: false });
+    let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
+    let checkpoint = Checkpoint::open(found.path).unwrap();
+    let tokens: Vec<u32> = (0..37).map(|i| (i * i * 31 + 17) % 40_000).collect();
+    let mut runner = on_cuda(&checkpoint, &plan(&checkpoint));
+    check_chunks(&mut *runner, &checkpoint, "SmolLM2", &tokens, &[16, 16, 1, 1, 1, 2]);
+}
+
+#[test]
+fn pages_of_a_common_beginning_are_shared() {
+    let _sim = Sim::alone().unwrap();
+    for name in ["llama3", "gguf/wide.mixed256.gguf"] {
+        let checkpoint = tiny(name);
+        check_shared_pages(&mut *on_cuda(&checkpoint, &plan(&checkpoint)), &checkpoint, name);
     }
 }
 
@@ -84,7 +97,7 @@ fn a_device_that_is_lost_fails_its_requests_alone() {
     assert!(errors.iter().all(|error| error.to_string().contains("lost to this process")), "{errors:?}");
     drop(engine);
     sim.reset();
-    check_chunks("llama3", &[5]);
+    check("llama3", &[5]);
 }
 
 #[test]

@@ -8,9 +8,7 @@ use samebits_engine::{Engine, EngineConfig, RequestError, Runner, Stats};
 use samebits_hlo::Device;
 use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
 
-use super::{
-    Letters, Outputs, batch, logits_by_token, pages, prompt, runner, runner_config, serve_together, step,
-};
+use super::{Letters, Outputs, batch, logits_by_token, pages, prompt, runner_config, serve_together, step};
 
 pub(crate) fn cpu() -> Cpu {
     Cpu::builder().threads(2).build().unwrap()
@@ -49,20 +47,19 @@ pub(crate) fn on_cpu(checkpoint: &Checkpoint, plan: &MemoryPlan) -> Box<dyn Runn
 }
 
 /// Chunks that fill a bucket and such that are padded have the bits of logits that the CPU has, token by token.
-pub(crate) fn check_chunks<D: Device>(
-    device: D,
+pub(crate) fn check_chunks(
+    runner: &mut dyn Runner,
     checkpoint: &Checkpoint,
     name: &str,
     tokens: &[u32],
     lengths: &[usize],
 ) {
-    let expected = logits_by_token(&mut runner(cpu(), checkpoint), tokens);
-    let mut runner = compiled(device, checkpoint, &plan(checkpoint));
-    let table = pages(&runner, tokens.len(), 3, 7);
+    let expected = logits_by_token(&mut super::runner(cpu(), checkpoint), tokens);
+    let table = pages(runner, tokens.len(), 3, 7);
     let mut start = 0;
     for &length in lengths {
         let end = start + length;
-        let found = step(&mut runner, &batch(&[(&table, start, &tokens[start..end])]));
+        let found = step(runner, &batch(&[(&table, start, &tokens[start..end])]));
         assert_same(&format!("{name}, {start} to {end}"), &expected[end - 1], &found[0]);
         start = end;
     }
@@ -70,18 +67,17 @@ pub(crate) fn check_chunks<D: Device>(
 }
 
 /// Two sequences of one beginning, whose pages are shared, go on together as if each had computed all of its own.
-pub(crate) fn check_shared_pages<D: Device>(device: D, checkpoint: &Checkpoint, name: &str) {
+pub(crate) fn check_shared_pages(runner: &mut dyn Runner, checkpoint: &Checkpoint, name: &str) {
     let prompt = prompt();
     let (common, mine, yours) = (&prompt[..32], &prompt[40..45], &prompt[60..63]);
-    let mut found = compiled(device, checkpoint, &plan(checkpoint));
-    let table = pages(&found, 48, 3, 7);
-    let other = [table[0], table[1], pages(&found, 16, 5, 1)[0]];
+    let table = pages(runner, 48, 3, 7);
+    let other = [table[0], table[1], pages(runner, 16, 5, 1)[0]];
     for start in [0, 16] {
-        step(&mut found, &batch(&[(&table, start, &common[start..start + 16])]));
+        step(runner, &batch(&[(&table, start, &common[start..start + 16])]));
     }
-    let found = step(&mut found, &batch(&[(&table, 32, mine), (&other, 32, yours)]));
+    let found = step(runner, &batch(&[(&table, 32, mine), (&other, 32, yours)]));
     for (found, rest) in found.iter().zip([mine, yours]) {
-        let expected = logits_by_token(&mut runner(cpu(), checkpoint), &[common, rest].concat());
+        let expected = logits_by_token(&mut super::runner(cpu(), checkpoint), &[common, rest].concat());
         assert_same(name, &expected[expected.len() - 1], found);
     }
 }

@@ -12,7 +12,7 @@ use samebits_engine::{Request, RequestError, RequestId, RunnerError};
 use samebits_neuron::abi::Status;
 use shared::{
     NAMES, Outputs,
-    compiled::{check_chunks, check_shared_pages, crowded, engine, on, on_cpu, serve, serve_on},
+    compiled::{check_chunks, check_shared_pages, compiled, crowded, engine, on, on_cpu, plan, serve, serve_on},
     prompt, tiny,
 };
 
@@ -23,7 +23,9 @@ const CHUNKS: [usize; 3] = [16, 16, 8];
 fn chunks_of_every_architecture_and_of_blocks() {
     let sim = Sim::alone();
     for (core, name) in (0..).zip(NAMES.into_iter().chain(["gguf/llama.mixed32.gguf"])) {
-        check_chunks(device(core), &tiny(name), name, &prompt()[..40], &CHUNKS);
+        let checkpoint = tiny(name);
+        let mut runner = compiled(device(core), &checkpoint, &plan(&checkpoint));
+        check_chunks(&mut runner, &checkpoint, name, &prompt()[..40], &CHUNKS);
     }
     assert_eq!(sim.misuses(), 0);
 }
@@ -31,7 +33,8 @@ fn chunks_of_every_architecture_and_of_blocks() {
 #[test]
 fn pages_of_a_common_beginning_are_shared() {
     let sim = Sim::alone();
-    check_shared_pages(device(0), &tiny("llama3"), "llama3");
+    let checkpoint = tiny("llama3");
+    check_shared_pages(&mut compiled(device(0), &checkpoint, &plan(&checkpoint)), &checkpoint, "llama3");
     assert_eq!(sim.misuses(), 0);
 }
 
@@ -42,7 +45,8 @@ fn smollm2() {
     let found = samebits_checkpoint::resolve("smollm2").expect("the model can be had from no source");
     let checkpoint = Checkpoint::open(found.path).unwrap();
     let tokens: Vec<u32> = (0..24).map(|i| (i * i * 31 + 17) % 40_000).collect();
-    check_chunks(device(9), &checkpoint, "SmolLM2", &tokens, &[16, 3, 1, 1, 1, 1, 1]);
+    let mut runner = compiled(device(9), &checkpoint, &plan(&checkpoint));
+    check_chunks(&mut runner, &checkpoint, "SmolLM2", &tokens, &[16, 3, 1, 1, 1, 1, 1]);
 }
 
 #[test]
