@@ -37,6 +37,7 @@ mod kernels;
 mod layout;
 mod linear;
 mod memory;
+mod packing;
 mod rows;
 mod spans;
 mod staging;
@@ -50,6 +51,7 @@ use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape};
 
 pub use error::OpenError;
 pub use memory::Buffer;
+pub use steps::RECORDED_STEPS;
 pub use weight::PackedWeight;
 
 use driver::{Driver, Grid};

@@ -12,7 +12,9 @@ use samebits_engine::{Request, RequestError, RequestId, RunnerError};
 use samebits_neuron::abi::Status;
 use shared::{
     NAMES, Outputs,
-    compiled::{check_chunks, check_shared_pages, compiled, crowded, engine, on, on_cpu, plan, serve, serve_on},
+    compiled::{
+        check_chunks, check_shared_pages, compiled, crowded, engine, on, on_cpu, plan, serve, serve_on,
+    },
     prompt, tiny,
 };
 
