@@ -1,5 +1,5 @@
 // Rows of weights as f32 (decompose::embedding): a block for each token.
-#include "contract.cuh"
+#include "weights.cuh"
 
 template <class T, class F>
 __device__ __forceinline__ void dense(
@@ -22,56 +22,72 @@ DENSE(embedding_f32, float, x)
 DENSE(embedding_f16, u16, f32_of_f16(x))
 DENSE(embedding_bf16, u16, f32_of_bf16(x))
 
-// Four columns a thread: `value` is given the column and the integers of one row.
-template <class F>
+// The value of an integer, given as the byte that holds it, in sub-block `sub` of a row.
+template <class K>
+struct Values {
+    const Weights& weights;
+    u64 row;
+    u32 columns;
+
+    __device__ __forceinline__ float of(u32 byte, u32 column) const {
+        u64 block = row * padded(columns / K::BLOCK) + column / K::BLOCK;
+        float q = K::MIN ? (float)(u8)byte : (float)(i8)byte, min = 0.0f;
+        float scale = scale_of<K>(weights.scale[K::MIN ? 2 * block : block]);
+        if (K::MIN) min = f32_of_f16(weights.scale[2 * block + 1]);
+        if constexpr (K::BLOCK == 256) {
+            u64 sub = row * (columns / K::SUB) + column / K::SUB;
+            scale = scale * (float)(i8)sub_scales_of<K>(weights.sub_scale[sub]);
+            if (K::MIN) min = min * (float)sub_mins_of<K>((K::HALVES ? weights.sub_scale : weights.sub_min)[sub]);
+        }
+        float value = q * scale;
+        if (!K::MIN) return value;
+        return K::BLOCK == 256 ? value - min : value + min;
+    }
+
+    // Four columns.
+    __device__ __forceinline__ float4 of_word(u32 word, u32 column) const {
+        return {
+            of(word & 255, column), of(word >> 8 & 255, column), of(word >> 16 & 255, column), of(word >> 24, column)};
+    }
+};
+
+// Eight columns a thread, of one unit.
+template <class K>
 __device__ __forceinline__ void blocks(
-    float* __restrict__ out, const int* __restrict__ ids, const i8* __restrict__ q, u32 rows, u32 columns, u32 op,
-    Fault* fault, F value) {
+    float* __restrict__ out, const int* __restrict__ ids, const Weights& weights, u32 rows, u32 columns, u32 op,
+    Fault* fault) {
+    using Codes = typename K::Codes;
     int id = ids[blockIdx.x];
     bool known = is_row(id, rows, op, fault);
-    u64 row = known ? id : 0;
-    const char4* integers = (const char4*)(q + row * columns);
-    float4* to = (float4*)(out + (u64)blockIdx.x * columns);
-    for (u32 i = threadIdx.x; i < columns / 4; i += blockDim.x) {
-        char4 x = integers[i];
-        float4 y = {value(row, 4 * i, x.x), value(row, 4 * i, x.y), value(row, 4 * i, x.z), value(row, 4 * i, x.w)};
-        to[i] = known ? y : float4{0.0f, 0.0f, 0.0f, 0.0f};
+    Values<K> values = {weights, known ? (u64)id : 0, columns};
+    out += (u64)blockIdx.x * columns;
+    for (u32 i = threadIdx.x; i < columns / 8; i += blockDim.x) {
+        u32 t = i % 4, column = i / 4 * UNIT + 4 * t, a, b;
+        u64 unit = values.row * padded(columns / UNIT) + i / 4;
+        Codes::unpack(
+            weights.upper + unit * Codes::UPPER_WORDS, weights.lower + unit * Codes::LOWER_WORDS, t, a, b);
+        float4 zero = {0.0f, 0.0f, 0.0f, 0.0f};
+        *(float4*)(out + column) = known ? values.of_word(a, column) : zero;
+        *(float4*)(out + column + 16) = known ? values.of_word(b, column + 16) : zero;
     }
 }
 
-extern "C" __global__ void embedding_blocks32(
-    float* out, const int* ids, const i8* q, const float* __restrict__ scales, u32 rows, u32 columns, u32 op,
-    Fault* fault) {
-    blocks(out, ids, q, rows, columns, op, fault, [=](u64 row, u32 column, i8 q) {
-        return (float)q * scales[row * (columns / 32) + column / 32];
-    });
-}
+#define BLOCKS(name, K)                                                                                           \
+    extern "C" __global__ void embedding_##name(                                                                  \
+        float* out, const int* ids, const u32* upper, const u32* lower, const u16* scale, const u8* sub_scale,    \
+        const u8* sub_min, u32 rows, u32 columns, u32 op, Fault* fault) {                                         \
+        blocks<K>(out, ids, Weights{upper, lower, scale, sub_scale, sub_min}, rows, columns, op, fault);          \
+    }
 
-extern "C" __global__ void embedding_blocks32_min(
-    float* out, const int* ids, const i8* q, const float* __restrict__ scales, const float* __restrict__ mins,
-    u32 rows, u32 columns, u32 op, Fault* fault) {
-    blocks(out, ids, q, rows, columns, op, fault, [=](u64 row, u32 column, i8 q) {
-        u64 block = row * (columns / 32) + column / 32;
-        return (float)q * scales[block] + mins[block];
-    });
-}
-
-extern "C" __global__ void embedding_blocks256(
-    float* out, const int* ids, const i8* q, const float* __restrict__ scales, const i8* __restrict__ sub_scales,
-    u32 rows, u32 columns, u32 sub_len, u32 op, Fault* fault) {
-    blocks(out, ids, q, rows, columns, op, fault, [=](u64 row, u32 column, i8 q) {
-        float sub_scale = sub_scales[row * (columns / sub_len) + column / sub_len];
-        return (float)q * (scales[row * (columns / 256) + column / 256] * sub_scale);
-    });
-}
-
-extern "C" __global__ void embedding_blocks256_min(
-    float* out, const int* ids, const i8* q, const float* __restrict__ scales, const i8* __restrict__ sub_scales,
-    const float* __restrict__ mins, const u8* __restrict__ sub_mins, u32 rows, u32 columns, u32 sub_len, u32 op,
-    Fault* fault) {
-    blocks(out, ids, q, rows, columns, op, fault, [=](u64 row, u32 column, i8 q) {
-        u64 block = row * (columns / 256) + column / 256, sub = row * (columns / sub_len) + column / sub_len;
-        float value = (float)q * (scales[block] * (float)sub_scales[sub]);
-        return value - mins[block] * (float)sub_mins[sub];
-    });
-}
+BLOCKS(q4_0, Q4_0)
+BLOCKS(q4_1, Q4_1)
+BLOCKS(q5_0, Q5_0)
+BLOCKS(q5_1, Q5_1)
+BLOCKS(q8_0, Q8_0)
+BLOCKS(iq4_nl, Iq4Nl)
+BLOCKS(mxfp4, Mxfp4)
+BLOCKS(q2_k, Q2K)
+BLOCKS(q3_k, Q3K)
+BLOCKS(q4_k, Q4K)
+BLOCKS(q5_k, Q5K)
+BLOCKS(q6_k, Q6K)

@@ -142,7 +142,7 @@ impl Backend for Cuda {
     }
 
     fn plain(&self, weight: &Weight<Self>) -> Result<PlainWeight<Self>> {
-        Ok(weight.packed().plain().clone())
+        weight.packed().plain(self)
     }
 
     fn linear(&self, x: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
@@ -162,7 +162,7 @@ impl Backend for Cuda {
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
-        self.embedded(ids, weight.packed().plain())
+        self.embedded(ids, weight.packed())
     }
 
     fn rms_norm(&self, x: &Tensor<Self>, weight: &Tensor<Self>, eps: f32) -> Result<Tensor<Self>> {

@@ -37,6 +37,7 @@ mod kernels;
 mod layout;
 mod linear;
 mod memory;
+mod packing;
 mod rows;
 mod spans;
 mod staging;

@@ -2,15 +2,16 @@
 
 use bytemuck::bytes_of;
 use samebits_tensor::{
-    Activation, DType, Error, Input, KvCache, PlainWeight, Result, RopeTable, Shape, Tensor,
-    contract::SUM_LANES,
+    Activation, DType, Error, Input, KvCache, Result, RopeTable, Shape, Tensor, contract::SUM_LANES,
 };
 
 use crate::{
-    Buffer, Cuda,
+    Buffer, Cuda, PackedWeight,
     driver::Grid,
     indexed,
     layout::{each, extent},
+    linear::Kernels,
+    weight::Held,
 };
 
 const WARP: usize = 32;
@@ -143,34 +144,24 @@ impl Cuda {
         self.launch(op, warps(op, tokens * shape.kv_heads)?, &arguments, k.shape())
     }
 
-    pub(crate) fn embedded(&self, ids: &Tensor<Self>, weight: &PlainWeight<Self>) -> Result<Tensor<Self>> {
+    pub(crate) fn embedded(&self, ids: &Tensor<Self>, weight: &PackedWeight) -> Result<Tensor<Self>> {
         let op = "embedding";
-        let (rows, columns) = weight.dims();
+        let (kernel, parts, rows, columns): (_, Vec<&[u8]>, _, _) = match &weight.held {
+            Held::Dense(values) => {
+                let (rows, columns) = (values.dims()[0], values.dims()[1]);
+                (dense_embedding(values.dtype()), vec![values.data().argument()], rows, columns)
+            }
+            Held::Blocks(blocks) => {
+                let (rows, columns) = blocks.dims();
+                (Kernels::of(blocks.format()).embedding, blocks.arguments().collect(), rows, columns)
+            }
+        };
         let shape = Shape::from([ids.dims()[0], columns]);
         let out = self.room(op, &shape, DType::F32)?;
         let (rows, width, number) = (extent(op, rows)?, extent(op, columns)?, indexed(op));
-        let sub_len;
-        let (kernel, parts): (_, Vec<&Tensor<Self>>) = match weight {
-            PlainWeight::Dense(values) => (dense_embedding(values.dtype()), vec![values]),
-            PlainWeight::Blocks32 { q, scale, min: None } => ("embedding_blocks32", vec![q, scale]),
-            PlainWeight::Blocks32 { q, scale, min: Some(min) } => {
-                ("embedding_blocks32_min", vec![q, scale, min])
-            }
-            PlainWeight::Blocks256 { q, scale, sub_scale, min: None } => {
-                ("embedding_blocks256", vec![q, scale, sub_scale])
-            }
-            PlainWeight::Blocks256 { q, scale, sub_scale, min: Some((min, sub_min)) } => {
-                ("embedding_blocks256_min", vec![q, scale, sub_scale, min, sub_min])
-            }
-        };
         let mut arguments = vec![out.argument(), ids.data().argument()];
-        arguments.extend(parts.iter().map(|part| part.data().argument()));
-        arguments.extend([bytes_of(&rows), bytes_of(&width)]);
-        if let PlainWeight::Blocks256 { sub_scale, .. } = weight {
-            sub_len = width / (sub_scale.dims()[1] as u32).max(1);
-            arguments.push(bytes_of(&sub_len));
-        }
-        arguments.extend([bytes_of(&number), self.fault()]);
+        arguments.extend(parts);
+        arguments.extend([bytes_of(&rows), bytes_of(&width), bytes_of(&number), self.fault()]);
         self.launch(kernel, row_blocks(op, ids.dims()[0])?, &arguments, &shape)?;
         Ok(self.floats(&shape, out))
     }

@@ -35,12 +35,17 @@ fn check(formats: &[Format], shapes: &[(usize, usize)]) {
 
 #[test]
 fn blocks_of_32() {
-    check(&[Format::Q4_0, Format::Q5_1, Format::Mxfp4], &SHAPES);
+    check(&[Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1], &SHAPES);
+}
+
+#[test]
+fn blocks_of_32_as_bytes_and_by_table() {
+    check(&[Format::Q8_0, Format::Iq4Nl, Format::Mxfp4], &SHAPES);
 }
 
 #[test]
 fn blocks_of_256() {
-    check(&[Format::Q2K, Format::Q4K, Format::Q6K], &SHAPES_OF_256);
+    check(&[Format::Q2K, Format::Q3K, Format::Q4K, Format::Q5K, Format::Q6K], &SHAPES_OF_256);
 }
 
 /// Columns: one read, less than a chunk, not a whole one, spans that end with less than a whole one, more spans than wait at once.

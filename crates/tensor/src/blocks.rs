@@ -66,7 +66,8 @@ pub fn unpack_rows(format: Format, rows: usize, cols: usize, bytes: &[u8]) -> Re
 }
 
 impl PlainRows {
-    fn zeros(format: Format, values: usize) -> Self {
+    /// Zeros for so many values, whole blocks of the format.
+    pub fn zeros(format: Format, values: usize) -> Self {
         let (blocks, subs) = (values / format.block_len(), SubBlocks::of(format));
         let has_min = matches!(
             format.kind(),
@@ -82,7 +83,7 @@ impl PlainRows {
     }
 
     /// All parts, as one row.
-    fn as_row(&mut self) -> PlainRowMut<'_> {
+    pub fn as_row(&mut self) -> PlainRowMut<'_> {
         PlainRowMut {
             q: &mut self.q,
             scale: &mut self.scale,
