@@ -33,6 +33,7 @@ fn text_plan(plan: &Plan) -> anyhow::Result<String> {
             ),
         ),
         ("activations", output::bytes(memory.activations)),
+        ("recorded steps", output::bytes(memory.recorded_steps)),
         ("total", output::bytes(memory.total())),
         ("longest context", format!("{} tokens", memory.max_context)),
     ];
@@ -67,6 +68,7 @@ fn json_plan(plan: &Plan) -> anyhow::Result<serde_json::Value> {
         "pages": memory.pages,
         "page_size": memory.page_size,
         "activation_bytes": memory.activations,
+        "recorded_step_bytes": memory.recorded_steps,
         "total_bytes": memory.total(),
         "max_context": memory.max_context,
         "available_bytes": available_memory(),

@@ -50,7 +50,8 @@ fn run_prints_the_same_text_as_its_json() {
 #[test]
 fn plan_adds_up() {
     let plan = json(&["plan", &tiny("gguf/llama.Q4_0.gguf"), "--json", "--max-model-len", "64"]);
-    let parts = ["weights_bytes", "tables_bytes", "kv_cache_bytes", "activation_bytes"];
+    let parts =
+        ["weights_bytes", "tables_bytes", "kv_cache_bytes", "activation_bytes", "recorded_step_bytes"];
     let sum: u64 = parts.iter().map(|part| plan[part].as_u64().unwrap()).sum();
     assert_eq!(plan["total_bytes"], sum);
     assert_eq!(plan["kv_cache_bytes"], plan["kv_bytes_per_token"].as_u64().unwrap() * 128);

@@ -51,6 +51,7 @@ use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape};
 
 pub use error::OpenError;
 pub use memory::Buffer;
+pub use steps::RECORDED_STEPS;
 pub use weight::PackedWeight;
 
 use driver::{Driver, Grid};

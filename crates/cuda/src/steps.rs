@@ -18,8 +18,9 @@ use crate::{
 /// Steps that are kept; that which was not done for longest goes first.
 const KEPT: usize = 64;
 
-/// Memory that a recording is given, in terms of what a run took: spans are of other lengths there, and leave gaps.
-const SPARE: u64 = 2;
+/// Memory that recorded steps have of their own, in terms of what the largest takes: spans are of other lengths there, and leave
+/// gaps.
+pub const RECORDED_STEPS: u64 = 2;
 
 /// How often memory that did not suffice is doubled.
 const ATTEMPTS: u32 = 3;
@@ -125,7 +126,7 @@ impl Cuda {
     ) -> Result<bool> {
         let block = self.buffer("step", packed.bytes.len())?;
         let tensors = packed.tensors(self, &block);
-        let recorded = self.record(steps, (units * SPARE) << failures, block, || run(&tensors));
+        let recorded = self.record(steps, (units * RECORDED_STEPS) << failures, block, || run(&tensors));
         let is_recorded = recorded.is_ok();
         match recorded {
             Ok(recorded) => steps.keep(key.clone(), recorded),

@@ -9,7 +9,7 @@ use samebits_cuda::Cuda;
 use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
 use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
-use samebits_runner::{CompiledRunner, MemoryPlan, ModelRunner, RunnerConfig};
+use samebits_runner::{CompiledRunner, DeviceMemory, MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Backend, Capabilities, Format};
 
 use crate::{Error, NeuronOptions, packed_cache::PackedCache};
@@ -183,6 +183,19 @@ pub(crate) fn memory_of_compiled(device: &Device, options: &DeviceOptions) -> Re
             Ok(Some(samebits_neuron::core_memory_bytes(options.neuron.target()?) * *ranks as u64))
         }
         device => Ok(capabilities(device, options)?.memory_bytes),
+    }
+}
+
+/// What a model takes of a device's memory, of which so many bytes are there.
+pub(crate) fn memory(device: &Device, available: Option<u64>) -> DeviceMemory {
+    let plain = DeviceMemory { available, ..DeviceMemory::default() };
+    match device {
+        Device::Cuda { .. } => DeviceMemory {
+            weight_bytes: samebits_cuda::PackedWeight::bytes,
+            recorded_steps: samebits_cuda::RECORDED_STEPS,
+            ..plain
+        },
+        _ => plain,
     }
 }
 

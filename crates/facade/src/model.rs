@@ -263,8 +263,9 @@ impl Builder {
 
     fn plan_for(&self, device_memory: Option<u64>) -> Result<Plan, Error> {
         let checkpoint = Checkpoint::open(samebits_checkpoint::resolve(&self.model)?.path)?;
-        let available = device_memory.or_else(available_memory);
-        let memory = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &self.runner, available)?;
+        let device = device::memory(&self.device, device_memory.or_else(available_memory));
+        let (config, weights) = (&checkpoint.config, &*checkpoint.weights);
+        let memory = MemoryPlan::on_device(config, weights, &self.runner, &device)?;
         Ok(Plan { checkpoint, memory })
     }
 

@@ -13,5 +13,5 @@ mod work;
 pub use compiled::{Buckets, CompiledRunner};
 pub use inputs::step_inputs;
 pub use model_runner::ModelRunner;
-pub use plan::{MemoryPlan, PlanError, RunnerConfig};
+pub use plan::{DeviceMemory, MemoryPlan, PlanError, RunnerConfig};
 pub use work::{StepPart, StepWork};

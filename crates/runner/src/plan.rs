@@ -1,6 +1,6 @@
 use samebits_engine::Limits;
 use samebits_nn::{Config, WeightSource};
-use samebits_tensor::KvShape;
+use samebits_tensor::{Format, KvShape};
 
 /// How a model is to be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,10 +29,32 @@ impl Default for RunnerConfig {
     }
 }
 
+/// The memory of a device, and what a model takes of it that its file does not tell.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceMemory {
+    /// Bytes that there are, if the device tells.
+    pub available: Option<u64>,
+    /// Bytes of a weight matrix of so many rows and columns, whole blocks of its format.
+    pub weight_bytes: fn(Format, usize, usize) -> u64,
+    /// How often the tensors of a decoding step are there once more, for steps that the device records.
+    pub recorded_steps: u64,
+}
+
+impl Default for DeviceMemory {
+    /// A device that keeps weights as files do, and records no steps.
+    fn default() -> Self {
+        let weight_bytes = |format: Format, rows, cols| {
+            let blocks = rows as u64 * (cols / format.block_len()) as u64;
+            blocks * format.block_bytes() as u64
+        };
+        DeviceMemory { available: None, weight_bytes, recorded_steps: 0 }
+    }
+}
+
 /// Bytes that serving a model takes, known before any is allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Weights, in their file's formats.
+    /// Weights, as the device keeps them.
     pub weights: u64,
     /// Rotary tables.
     pub tables: u64,
@@ -46,6 +68,8 @@ pub struct MemoryPlan {
     pub kv_cache: u64,
     /// Tensors of the largest step that are alive at once.
     pub activations: u64,
+    /// Those of decoding steps that the device records.
+    pub recorded_steps: u64,
     /// Longest context of a request.
     pub max_context: usize,
 }
@@ -91,7 +115,7 @@ pub enum PlanError {
 }
 
 impl MemoryPlan {
-    /// Plans a model. `available` is the device's memory in bytes, if it tells.
+    /// Plans a model on a device that keeps weights as files do, with so many bytes of memory, if it tells.
     ///
     /// # Errors
     /// [`PlanError`], naming the field, or the bytes that are short.
@@ -100,6 +124,20 @@ impl MemoryPlan {
         weights: &dyn WeightSource,
         runner: &RunnerConfig,
         available: Option<u64>,
+    ) -> Result<Self, PlanError> {
+        let device = DeviceMemory { available, ..DeviceMemory::default() };
+        Self::on_device(config, weights, runner, &device)
+    }
+
+    /// Plans a model on a device.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`].
+    pub fn on_device(
+        config: &Config,
+        weights: &dyn WeightSource,
+        runner: &RunnerConfig,
+        device: &DeviceMemory,
     ) -> Result<Self, PlanError> {
         let max_context = runner.max_context.min(config.max_position_embeddings);
         check("max_context", max_context, max_context > 1, "at least 2")?;
@@ -132,16 +170,18 @@ impl MemoryPlan {
             });
         }
         let plan = MemoryPlan {
-            weights: weights_bytes(config, weights),
+            weights: weights_bytes(config, weights, device),
             tables: tables_bytes(config, max_context),
             kv_per_token: page_bytes / page_size as u64,
             pages,
             page_size,
             kv_cache: pages as u64 * page_bytes,
-            activations: activation_bytes(config, runner),
+            activations: activation_bytes(config, runner, runner.max_tokens_per_step),
+            recorded_steps: device.recorded_steps
+                * activation_bytes(config, runner, runner.max_seqs_per_step),
             max_context,
         };
-        match available {
+        match device.available {
             Some(available) if plan.total() > available => {
                 Err(PlanError::OutOfMemory { needed: plan.total(), available })
             }
@@ -163,7 +203,7 @@ impl MemoryPlan {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.tables + self.kv_cache + self.activations
+        self.weights + self.tables + self.kv_cache + self.activations + self.recorded_steps
     }
 }
 
@@ -175,9 +215,14 @@ pub(crate) fn page_shape(config: &Config, page_size: usize) -> KvShape {
     KvShape { pages: 1, page_size, kv_heads: config.num_key_value_heads, head_dim: config.head_dim }
 }
 
-fn weights_bytes(config: &Config, weights: &dyn WeightSource) -> u64 {
-    let names = weights.names();
-    names.iter().filter(|name| is_used(config, name)).filter_map(|name| weights.size(name)).sum()
+fn weights_bytes(config: &Config, weights: &dyn WeightSource, device: &DeviceMemory) -> u64 {
+    let bytes = |name: &String| match weights.layout(name).ok()? {
+        (format, shape) if format.is_quantized() && shape.len() == 2 => {
+            Some((device.weight_bytes)(format, shape[0], shape[1]))
+        }
+        _ => weights.size(name),
+    };
+    weights.names().iter().filter(|name| is_used(config, name)).filter_map(bytes).sum()
 }
 
 /// Whether the model reads the weight: a head of its own beside a tied embedding is passed over.
@@ -190,11 +235,12 @@ fn tables_bytes(config: &Config, max_context: usize) -> u64 {
     bases * (max_context * config.head_dim * 4) as u64
 }
 
-/// The feed-forward layer is the widest place: the residual, its norm, gate, up and their product, in f32; and the
-/// logits of every sequence at the end.
-fn activation_bytes(config: &Config, runner: &RunnerConfig) -> u64 {
+/// Of a step of so many tokens. The feed-forward layer is the widest place: the residual, its norm, gate, up and their product, in
+/// f32; and the logits of every sequence at the end.
+fn activation_bytes(config: &Config, runner: &RunnerConfig, tokens: usize) -> u64 {
+    let tokens = tokens.min(runner.max_tokens_per_step);
     let wide = 3 * config.intermediate_size.max(config.q_size() + config.kv_size());
-    let step = runner.max_tokens_per_step * (3 * config.hidden_size + wide);
-    let logits = runner.max_seqs_per_step.min(runner.max_tokens_per_step) * config.vocab_size;
+    let step = tokens * (3 * config.hidden_size + wide);
+    let logits = runner.max_seqs_per_step.min(tokens) * config.vocab_size;
     4 * step.max(logits) as u64
 }
