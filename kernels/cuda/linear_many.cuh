@@ -2,6 +2,7 @@
 // copied to shared memory as they are packed, STEP columns at a time, the next while these are multiplied.
 #pragma once
 #include "linear_few.cuh"
+#include "matrix.cuh"
 
 constexpr u32 STEP = 128;
 constexpr u32 STEP_UNITS = STEP / UNIT;
@@ -11,20 +12,6 @@ constexpr u32 TOKENS = 64;
 constexpr u32 TILES = TOKENS / 8;
 // Bytes of a row in shared memory, a multiple of 32, to the next: so that eight rows' same words are in banks of their own.
 __device__ constexpr u32 pitch_of(u32 bytes) { return bytes + 16; }
-
-// Copies BYTES (4, 8 or 16) to an address of shared memory some time before the next wait, or zeros if they are not there.
-template <u32 BYTES>
-__device__ __forceinline__ void copy(u32 to, const void* from, bool there) {
-    u32 bytes = there ? BYTES : 0;
-    if (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(bytes), "n"(BYTES)
-                     : "memory");
-    }
-}
-
-__device__ __forceinline__ u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
 // Keep the compiler from computing a number anew wherever it is used.
 __device__ __forceinline__ u32 kept(u32 x) {
@@ -66,7 +53,7 @@ struct Copies {
 #pragma unroll
         for (u32 i = 0; i < COPIES; i += THREADS) {
             if (COPIES % THREADS != 0 && i / ACROSS + row() >= N) break;
-            ::copy<EACH>(first + i / ACROSS * PITCH, piece + offsets[i / THREADS], true);
+            copy_later<EACH>(first + i / ACROSS * PITCH, piece + offsets[i / THREADS], true);
         }
     }
 };
@@ -105,45 +92,6 @@ struct Stage<K, true> : Operands<K> {
     alignas(16) u8 sub_min[K::MIN ? ROWS : 1][SUBS_OF_BLOCK];
     alignas(16) u8 sums[K::MIN ? TOKENS : 1][2 * SUBS_OF_BLOCK];
 };
-
-// Four 8x8 matrices of 16 bits, a row of which each lane names.
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-// A [16, 32] B [8, 32]^T + start. A has signs or not.
-template <bool SIGNED>
-__device__ __forceinline__ void multiply(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&start)[4]) {
-#define MULTIPLY_32(TYPE)                                                                                             \
-    asm("mma.sync.aligned.m16n8k32.row.col.s32." TYPE                                                                \
-        ".s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"                                 \
-        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])                                                             \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(start[0]), "r"(start[1]), "r"(start[2]),  \
-          "r"(start[3]))
-    if (SIGNED) {
-        MULTIPLY_32("s8");
-    } else {
-        MULTIPLY_32("u8");
-    }
-}
-
-// A [16, 16] B [8, 16]^T + start
-template <bool SIGNED>
-__device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)[4]) {
-#define MULTIPLY_16(TYPE)                                                                                             \
-    asm("mma.sync.aligned.m16n8k16.row.col.s32." TYPE                                                                \
-        ".s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"                                                \
-        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])                                                             \
-        : "r"(a0), "r"(a1), "r"(b), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]))
-    if (SIGNED) {
-        MULTIPLY_16("s8");
-    } else {
-        MULTIPLY_16("u8");
-    }
-}
 
 // What all kinds share.
 template <class K>
@@ -244,7 +192,7 @@ struct KindTile : Tile<K> {
         u32 first = kept(shared_address(to.d[unit / 2][threadIdx.x / STEP_UNITS][unit % 2]));
 #pragma unroll
         for (u32 i = 0; i < TOKENS / EACH; i++) {
-            copy<VALUES * 4>(first + i * EACH * (u32)sizeof(to.d[0][0]), from + offsets[i], unit < left);
+            copy_later<VALUES * 4>(first + i * EACH * (u32)sizeof(to.d[0][0]), from + offsets[i], unit < left);
         }
     }
 
@@ -434,10 +382,10 @@ __device__ __forceinline__ void many(
     KindTile<K> tile(weights, xq, d, sums, m, n, k);
     u32 steps = tile.steps();
     for (u32 next = 0; next <= steps; next++) {
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
+        wait_groups<0>();
         __syncthreads();
         if (next < steps) tile.load(stages[next % 2], next);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        end_group();
         if (next == 0) continue;
         // Columns past the end are zeros, whose terms are too, and add nothing.
         tile.multiply_step(stages[(next - 1) % 2], next - 1);
