@@ -19,7 +19,18 @@ macro_rules! modules {
             &[$(Module { name: $name, ptx: include_str!(concat!("../cuda/ptx/", $name, ".ptx")) }),*];
     };
 }
-modules!("attention", "dense", "elementwise", "embedding", "layout", "linear_256", "linear_32", "reduce", "rows");
+modules!(
+    "attention",
+    "dense",
+    "elementwise",
+    "embedding",
+    "layout",
+    "linear_256",
+    "linear_32",
+    "linear_bf16",
+    "reduce",
+    "rows"
+);
 
 #[cfg(test)]
 mod tests {
