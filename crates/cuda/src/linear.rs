@@ -95,9 +95,9 @@ impl Cuda {
                     let mut x = self.quantized(Input::from(&x), weight)?;
                     return self.product(&mut x, weight);
                 }
-                match self.plain(weight)? {
-                    PlainWeight::Dense(weight) => self.dense_product(&x, &weight),
-                    plain => decompose::linear(&x, &plain),
+                match &weight.packed().held {
+                    Held::Dense(weight) => self.dense_product(&x, weight),
+                    Held::Blocks(_) => decompose::linear(&x, &self.plain(weight)?),
                 }
             });
         }

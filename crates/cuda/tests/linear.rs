@@ -33,5 +33,5 @@ const SHAPES_OF_FLOATS: [(usize, usize); 5] = [(1, 8), (33, 72), (65, 600), (31,
 
 #[test]
 fn floats() {
-    check(&[Format::F16, Format::BF16, Format::F32], &SHAPES_OF_FLOATS);
+    check(&common::cuda(), &[Format::F16, Format::BF16, Format::F32], &SHAPES_OF_FLOATS, &TOKENS);
 }
