@@ -86,6 +86,15 @@ struct Shared {
     /// The kernel issued last, and its result's shape.
     last: Mutex<Option<(&'static str, Shape)>>,
     capabilities: Capabilities,
+    /// Compute capability.
+    capability: (i32, i32),
+}
+
+/// A driver, and what its device is.
+struct Opened {
+    driver: Arc<Driver>,
+    capabilities: Capabilities,
+    capability: (i32, i32),
 }
 
 /// How a [`Cuda`] is opened.
@@ -113,7 +122,7 @@ impl Builder {
     /// # Errors
     /// [`OpenError`], which says what was looked for, and what to do.
     pub fn open(self) -> Result<Cuda, OpenError> {
-        let (driver, capabilities) = self.driver()?;
+        let Opened { driver, capabilities, capability } = self.driver()?;
         let memory = Memory::new(driver.clone(), capabilities.memory_bytes.unwrap_or_default());
         let staging =
             Staging::new(driver.clone()).map_err(|error| OpenError::driver("cuMemHostAlloc", error))?;
@@ -127,6 +136,7 @@ impl Builder {
             staging: staging.into(),
             last: None.into(),
             capabilities,
+            capability,
         };
         Ok(Cuda { shared: Arc::new(shared) })
     }
@@ -136,10 +146,10 @@ impl Builder {
     /// # Errors
     /// As [`Builder::open`], but for what kernels and copies need.
     pub fn capabilities(self) -> Result<Capabilities, OpenError> {
-        self.driver().map(|(_, capabilities)| capabilities)
+        self.driver().map(|opened| opened.capabilities)
     }
 
-    fn driver(self) -> Result<(Arc<Driver>, Capabilities), OpenError> {
+    fn driver(self) -> Result<Opened, OpenError> {
         let (driver, description) = Driver::open(self.ordinal)?;
         let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
         let (major, minor) = description.capability;
@@ -150,7 +160,7 @@ impl Builder {
             formats: Format::ALL.to_vec(),
             memory_bytes: Some(self.memory_bytes.unwrap_or(free - free / SPARED)),
         };
-        Ok((Arc::new(driver), capabilities))
+        Ok(Opened { driver: Arc::new(driver), capabilities, capability: description.capability })
     }
 }
 
