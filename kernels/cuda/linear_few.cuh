@@ -1,4 +1,5 @@
-// Linear layers of a few tokens, which wait for the weights: each is read once, in accesses of 16 bytes, and unpacked once.
+// Linear layers of a few tokens, which wait for the weights: each is read once for up to M tokens, in accesses of 16 bytes, and
+// unpacked once.
 #pragma once
 #include "weights.cuh"
 
@@ -308,6 +309,9 @@ __device__ __forceinline__ void few(
     u32 n, u32 k) {
     using Work = Few<K, M>;
     constexpr u32 PAIRS = Work::ROWS * M, TILES = Work::SPANS / 2;
+    u32 first_token = blockIdx.y * M;
+    m = min(m - first_token, M), out += (u64)first_token * n;
+    xq += (u64)first_token * k, xd += (u64)first_token * (k / K::BLOCK);
     __shared__ typename Work::Terms terms[WARPS];
     __shared__ float sums[PAIRS][Work::SPANS + 1];
     Work work = {xq, xd, weights, m, n, k};

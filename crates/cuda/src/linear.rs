@@ -26,8 +26,12 @@ const TOKENS_BF16: usize = 32;
 /// Compute capabilities whose matrix instructions of int8 are slow beside those of bf16: the B300's.
 const SLOW_INT8: [(i32, i32); 1] = [(10, 3)];
 
-/// Kernels that read each weight once: the tokens that they take at most, and rows of a block.
+/// Kernels that read weights once for a few tokens: tokens and rows of a block.
 const FEW: [(usize, usize); 2] = [(1, 16), (8, 8)];
+
+/// Tokens that these take at most where tiles would not fill a device, and tiles that do: two for each multiprocessor of an H100.
+const FEW_MAX: usize = 32;
+const FILLED: usize = 264;
 
 /// The kernels of a format.
 #[derive(Clone, Copy)]
@@ -137,7 +141,7 @@ impl Cuda {
         let Held::Blocks(blocks) = &weight.packed().held else { unreachable!("a weight of blocks") };
         let shape = Shape::from([m, n]);
         let out = self.room(op, &shape, DType::F32)?;
-        let Choice { kernel, rows, tokens, inputs } = self.choose(x, blocks.format(), m)?;
+        let Choice { kernel, rows, tokens, inputs } = self.choose(x, blocks.format(), m, n)?;
         let mut arguments = vec![out.argument()];
         arguments.extend(inputs.iter().map(|input| input.as_ref().map_or(bytes_of(&0u64), Buffer::argument)));
         arguments.extend(blocks.arguments());
@@ -148,10 +152,12 @@ impl Cuda {
         Ok(self.floats(&shape, out))
     }
 
-    fn choose(&self, x: &mut Quantized, format: Format, m: usize) -> Result<Choice> {
+    /// The kernel for `m` tokens and `n` rows.
+    fn choose(&self, x: &mut Quantized, format: Format, m: usize, n: usize) -> Result<Choice> {
         let kernels = Kernels::of(format);
         let (q, scale) = (x.q.data().clone(), x.scale.data().clone());
-        if let Some(few) = FEW.iter().position(|&(most, _)| m <= most) {
+        if m <= FEW[1].0 || m <= FEW_MAX && n.div_ceil(ROWS) < FILLED {
+            let few = usize::from(m > 1);
             let (tokens, rows) = FEW[few];
             return Ok(Choice { kernel: kernels.few[few], rows, tokens, inputs: vec![Some(q), Some(scale)] });
         }

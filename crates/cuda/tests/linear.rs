@@ -6,7 +6,7 @@ use common::linear::{SHAPES, SHAPES_OF_256, check};
 use samebits_tensor::Format;
 
 /// Tokens: of each kernel, and one past the tiles of the last.
-const TOKENS: [usize; 7] = [0, 1, 2, 3, 8, 9, 65];
+const TOKENS: [usize; 8] = [0, 1, 2, 8, 9, 32, 33, 65];
 
 #[test]
 fn blocks_of_32() {
