@@ -27,6 +27,7 @@ modules!(
     "layout",
     "linear_256",
     "linear_32",
+    "probe",
     "reduce",
     "rows"
 );

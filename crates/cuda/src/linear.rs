@@ -5,12 +5,7 @@ use samebits_tensor::{
     Backend, DType, FeedForward, Format, FormatKind, Input, Result, Shape, Tensor, Weight, decompose, try_map,
 };
 
-use crate::{
-    Buffer, Cuda,
-    driver::Grid,
-    layout::{each, extent},
-    weight::Held,
-};
+use crate::{Buffer, Cuda, driver::Grid, layout::extent, weight::Held};
 
 /// Columns whose integers lie together.
 const UNIT: usize = 32;
@@ -174,7 +169,7 @@ impl Cuda {
             arguments.push(x.scale.data().argument());
         }
         arguments.push(bytes_of(&count));
-        self.launch(kernel, each(units), &arguments, x.q.shape())?;
+        self.launch(kernel, self.each(units), &arguments, x.q.shape())?;
         x.sums.push((len, out.clone()));
         Ok(Some(out))
     }
