@@ -12,8 +12,8 @@ mod worker;
 
 use run::Options;
 
-/// Of a sample's mutants, those that must be noticed. All are some hundred times as many; the share of these is in the report.
-const SHARE_MIN: f64 = 0.93;
+/// Of a sample's mutants, the share that must be noticed: a few hundredths below what larger samples gave (docs/cuda-mutation.md).
+const SHARE_MIN: f64 = 0.88;
 
 /// In the process that runs mutants, does that; nothing where the tests run.
 #[test]

@@ -75,10 +75,10 @@ fn layers() -> Vec<Case> {
     const OF_32: [(usize, usize); 4] = [(17, 1056), (67, 2592), (65, 1536), (2, 34048)];
     const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 35072)];
     const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
-    const TOKENS: [usize; 8] = [1, 2, 3, 5, 8, 9, 64, 67];
+    const TOKENS: [usize; 5] = [1, 3, 8, 9, 67];
     const ONLY_FEW: usize = 8192;
-    let of_32 = [Format::Q4_0, Format::Q5_1].map(|format| (format, OF_32));
-    let of_256 = [Format::Q2K, Format::Q4K, Format::Q6K].map(|format| (format, OF_256));
+    let quantized = Format::ALL.iter().filter(|format| format.is_quantized());
+    let quantized = quantized.map(|&format| (format, if format.block_len() == 32 { OF_32 } else { OF_256 }));
     let dense = [Format::F32, Format::F16, Format::BF16].map(|format| (format, DENSE));
     let layers = |(format, shapes): (Format, [(usize, usize); 4])| {
         let of = move |(rows, cols)| {
@@ -87,12 +87,12 @@ fn layers() -> Vec<Case> {
         };
         shapes.into_iter().flat_map(of)
     };
-    of_32.into_iter().chain(of_256).chain(dense).flat_map(layers).collect()
+    quantized.chain(dense).flat_map(layers).collect()
 }
 
 fn layer(format: Format, tokens: usize, rows: usize, cols: usize) -> Case {
     let name = format!("layers/{format}/m={tokens},n={rows},k={cols}");
-    let weights = vec![weight(&name, format, rows, cols, tokens == 5)];
+    let weights = vec![weight(&name, format, rows, cols, tokens == 3)];
     let inputs = vec![floats([tokens, cols], &Rng::named(&name).bells(tokens * cols))];
     Case { name, op: Op::Linear, inputs, weights }
 }
@@ -210,8 +210,8 @@ fn casts() -> Vec<Case> {
 fn attention(prefix: &str) -> Vec<Case> {
     let params = |window, soft_cap| AttentionParams { scale: 0.2, window, soft_cap };
     let kinds = [params(None, None), params(Some(150), Some(20.0)), params(Some(1), None)];
-    let batches: [&[(usize, usize)]; 4] =
-        [&[(299, 1)], &[(140, 1), (7, 1), (255, 1)], &[(280, 9)], &[(120, 11), (0, 5)]];
+    let batches: [&[(usize, usize)]; 5] =
+        [&[(299, 1)], &[(700, 1)], &[(140, 1), (7, 1), (255, 1)], &[(280, 9)], &[(120, 11), (0, 5)]];
     let mut cases = Vec::new();
     for head_dim in [16, 48, 64, 96, 128, 160, 192, 256] {
         for (params, batch) in kinds.iter().flat_map(|params| batches.map(|batch| (params, batch))) {
@@ -224,7 +224,8 @@ fn attention(prefix: &str) -> Vec<Case> {
 /// Past and new tokens of each sequence.
 fn attention_case(prefix: &str, head_dim: usize, params: &AttentionParams, batch: &[(usize, usize)]) -> Case {
     // Pages of each size that a cache may have.
-    let page = [16, 64, 128, 32][head_dim / 16 % 4];
+    let (window, new) = (params.window.unwrap_or_default(), batch[0].1);
+    let page = [16, 64, 128, 32][(head_dim / 16 + batch.len() + new + window) % 4];
     let (heads, kv_heads) = (6, 2);
     let name = format!("{prefix}attention/head_dim={head_dim}/{params:?}/{batch:?}");
     let rng = &mut Rng::named(&name);
