@@ -28,6 +28,7 @@ modules!(
     "linear_256",
     "linear_32",
     "linear_bf16",
+    "probe",
     "reduce",
     "rows"
 );

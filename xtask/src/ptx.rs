@@ -101,7 +101,16 @@ fn check_names(modules: &BTreeMap<String, String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn entries(ptx: &str) -> impl Iterator<Item = &str> {
+/// Names and texts of the modules in the folder of the kernels.
+///
+/// # Errors
+/// If one cannot be read.
+pub(crate) fn modules(folder: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    files(&folder.join("ptx"), "ptx")
+}
+
+/// The names of a module's kernels.
+pub(crate) fn entries(ptx: &str) -> impl Iterator<Item = &str> {
     ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.split('(').next())
 }
 

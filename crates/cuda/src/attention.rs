@@ -124,7 +124,8 @@ impl Cuda {
         let out = self.room(OP, q.shape(), DType::F32)?;
         let sums = tiles * tokens * heads * 2 * size_of::<f32>();
         let outs = sums / 2 * head_dim;
-        if blocks * runs * kernels.warps >= FILL || tiles == 1 || outs > STATES {
+        let fill = FILL.min(self.shared.blocks_max as usize);
+        if blocks * runs * kernels.warps >= fill || tiles == 1 || outs > STATES {
             let outputs = [out.address(), 0, 0];
             self.launch(kernels.name, grid(runs)?, &[bytes_of(&outputs), bytes_of(&work)], q.shape())?;
             return Ok(self.floats(q.shape(), out));

@@ -7,7 +7,7 @@ use samebits_tensor::{
     StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
-use crate::{Buffer, Cuda, PackedWeight, layout::each};
+use crate::{Buffer, Cuda, PackedWeight};
 
 impl Backend for Cuda {
     type Data = Buffer;
@@ -252,7 +252,7 @@ impl Cuda {
         // A thread moves up to 16 bytes of the widest operand.
         let widest = operands.iter().map(|x| x.dtype().size()).fold(dtype.size(), usize::max);
         let threads = if operands.len() == 3 { n } else { n.div_ceil(16 / widest as u64) };
-        self.launch(kernel, each(threads as usize), &arguments, shape)?;
+        self.launch(kernel, self.each(threads as usize), &arguments, shape)?;
         Ok(out)
     }
 }

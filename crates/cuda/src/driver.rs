@@ -24,7 +24,10 @@ use crate::{error::OpenError, lock};
 /// The driver of CUDA 12.0, the first that takes the kernels' version of PTX.
 const OLDEST_DRIVER: i32 = 12_000;
 
-/// The functions of the driver that are called.
+/// The driver of CUDA 12.8, the first with the function that tells the time between events.
+const OLDEST_TIMER: i32 = 12_080;
+
+/// The functions of the driver that are called wherever a device is opened.
 const FUNCTIONS: [&str; 38] = [
     "cuInit",
     "cuDriverGetVersion",
@@ -113,6 +116,13 @@ pub(crate) struct Event(sys::CUevent);
 
 // SAFETY: a handle, which only the driver looks into.
 unsafe impl Send for Event {}
+
+/// Two events between which the device counts time.
+pub(crate) struct Timer<'a> {
+    driver: &'a Driver,
+    start: Event,
+    end: Event,
+}
 
 /// Recorded work.
 pub(crate) struct Graph(sys::CUgraphExec);
@@ -315,6 +325,27 @@ impl Driver {
         unsafe { event::destroy(event.0) }
     }
 
+    /// Starts a timer of the device when it gets to what is issued next.
+    pub(crate) fn timer(&self) -> Result<Timer<'_>, DriverError> {
+        self.bind_to_do()?;
+        let mut version = 0;
+        // SAFETY: the call writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+        if version < OLDEST_TIMER {
+            return Err(DriverError(CUresult::CUDA_ERROR_NOT_SUPPORTED));
+        }
+        let event = || event::create(CUevent_flags::CU_EVENT_DEFAULT).map(Event);
+        let timer = Timer { driver: self, start: event()?, end: event()? };
+        self.record(&timer.start)?;
+        Ok(timer)
+    }
+
+    /// What the device says of itself.
+    pub(crate) fn attribute(&self, which: CUdevice_attribute) -> Result<i32, DriverError> {
+        // SAFETY: the device is of cuDeviceGet.
+        unsafe { device::get_attribute(self.device, which) }
+    }
+
     /// Waits for all work.
     pub(crate) fn synchronize(&self) -> Result<(), DriverError> {
         self.bind_to_do()?;
@@ -382,6 +413,26 @@ impl Driver {
                 self.stream(),
                 &mut pointers,
             )
+        }
+    }
+}
+
+impl Timer<'_> {
+    /// Seconds from its start until the device has done what was issued up to now.
+    pub(crate) fn stop(&self) -> Result<f64, DriverError> {
+        self.driver.record(&self.end)?;
+        self.driver.wait(&self.end)?;
+        // SAFETY: both events have happened, and live as long as this.
+        let milliseconds = unsafe { event::elapsed(self.start.0, self.end.0)? };
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        for event in [&self.start, &self.end] {
+            // Nobody is left to be told of an error.
+            let _ = self.driver.destroy_event(event);
         }
     }
 }

@@ -47,13 +47,8 @@ macro_rules! sized {
 /// Threads of a block where each thread has an element.
 const THREADS: u32 = 256;
 
-/// Most blocks of a grid; kernels go on in strides.
-const BLOCKS: usize = 1 << 20;
-
-/// A thread for each of `n` pieces of work.
-pub(crate) fn each(n: usize) -> Grid {
-    Grid { blocks: (n.div_ceil(THREADS as usize).min(BLOCKS) as u32, 1), threads: THREADS, shared: 0 }
-}
+/// Most blocks of a grid whose threads go on in strides.
+pub(crate) const BLOCKS: u32 = 1 << 20;
 
 /// An extent as kernels take it.
 pub(crate) fn extent(op: &'static str, n: usize) -> Result<u32> {
@@ -68,6 +63,12 @@ struct Axis {
 }
 
 impl Cuda {
+    /// A thread for each of `n` pieces of work, or fewer, which go on in strides.
+    pub(crate) fn each(&self, n: usize) -> Grid {
+        let blocks = n.div_ceil(THREADS as usize).min(self.shared.blocks_max as usize);
+        Grid { blocks: (blocks as u32, 1), threads: THREADS, shared: 0 }
+    }
+
     pub(crate) fn fill(&self, shape: &Shape, value: Scalar) -> Result<Buffer> {
         let dtype = value.dtype();
         let out = self.room("full", shape, dtype)?;
@@ -81,7 +82,7 @@ impl Cuda {
         let value: Vec<u8> = word.iter().copied().cycle().take(unit).collect();
         let n = (bytes / unit) as u64;
         let arguments = [out.argument(), &value, bytes_of(&n)];
-        self.launch(sized!("fill", unit), each(n as usize), &arguments, shape)?;
+        self.launch(sized!("fill", unit), self.each(n as usize), &arguments, shape)?;
         Ok(out)
     }
 
@@ -90,7 +91,7 @@ impl Cuda {
         let n = extent("iota", shape.elements())?;
         let (of_axis, inner) = (shape[axis] as u32, shape[axis + 1..].iter().product::<usize>() as u32);
         let arguments = [out.argument(), bytes_of(&n), bytes_of(&of_axis), bytes_of(&inner)];
-        self.launch("iota", each(shape.elements()), &arguments, shape)?;
+        self.launch("iota", self.each(shape.elements()), &arguments, shape)?;
         Ok(out)
     }
 
@@ -144,7 +145,7 @@ impl Cuda {
         let from = x.data().address() + (start * size) as u64;
         let count = extent(op, n)?;
         let arguments = [out.argument(), bytes_of(&from), bytes_of(&count), bytes_of(&view)];
-        self.launch(sized!("view", unit), each(n), &arguments, shape)?;
+        self.launch(sized!("view", unit), self.each(n), &arguments, shape)?;
         Ok(out)
     }
 
@@ -168,8 +169,10 @@ impl Cuda {
                 before += columns as u64;
             }
             let widest = parts.columns.iter().max().copied().unwrap_or_default() as usize;
-            let grid =
-                Grid { blocks: (each(widest * rows as usize).blocks.0, group.len() as u32), ..each(0) };
+            let grid = Grid {
+                blocks: (self.each(widest * rows as usize).blocks.0, group.len() as u32),
+                ..self.each(0)
+            };
             let arguments = [out.argument(), bytes_of(&parts), bytes_of(&rows), bytes_of(&pitch)];
             self.launch(sized!("concat", unit), grid, &arguments, shape)?;
         }
@@ -193,7 +196,7 @@ impl Cuda {
             bytes_of(&number),
             self.fault(),
         ];
-        self.launch(sized!("gather", unit), each(elements), &arguments, &shape)?;
+        self.launch(sized!("gather", unit), self.each(elements), &arguments, &shape)?;
         Ok(out)
     }
 
@@ -221,7 +224,7 @@ impl Cuda {
             bytes_of(&number),
             self.fault(),
         ];
-        self.launch(sized!("scatter", unit), each(columns as usize), &arguments, x_shape)
+        self.launch(sized!("scatter", unit), self.each(columns as usize), &arguments, x_shape)
     }
 
     /// Copies elements that other tensors share, so that they may be changed in place.

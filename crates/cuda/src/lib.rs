@@ -38,6 +38,7 @@ mod layout;
 mod linear;
 mod memory;
 mod packing;
+mod probe;
 mod rows;
 mod spans;
 mod staging;
@@ -51,6 +52,7 @@ use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape};
 
 pub use error::OpenError;
 pub use memory::Buffer;
+pub use probe::{Hardware, Rates};
 pub use steps::RECORDED_STEPS;
 pub use weight::PackedWeight;
 
@@ -85,6 +87,8 @@ struct Shared {
     fault: u64,
     /// The kernel issued last, and its result's shape.
     last: Mutex<Option<(&'static str, Shape)>>,
+    /// Of a grid whose threads go on in strides.
+    blocks_max: u32,
     capabilities: Capabilities,
     /// Compute capability.
     capability: (i32, i32),
@@ -102,6 +106,8 @@ struct Opened {
 pub struct Builder {
     ordinal: u32,
     memory_bytes: Option<u64>,
+    is_apart: bool,
+    blocks_max: Option<u32>,
 }
 
 impl Builder {
@@ -117,13 +123,26 @@ impl Builder {
         self
     }
 
+    /// Makes each tensor an allocation of its own, whose end a checker of memory can see; slow, and for tests.
+    pub fn tensors_apart(mut self) -> Self {
+        self.is_apart = true;
+        self
+    }
+
+    /// Most blocks of a launch whose threads may each have several pieces of work; for tests that they go on.
+    pub fn blocks_max(mut self, blocks: u32) -> Self {
+        self.blocks_max = Some(blocks.max(1));
+        self
+    }
+
     /// Opens the device. Memory is reserved when the first tensor is made.
     ///
     /// # Errors
     /// [`OpenError`], which says what was looked for, and what to do.
     pub fn open(self) -> Result<Cuda, OpenError> {
         let Opened { driver, capabilities, capability } = self.driver()?;
-        let memory = Memory::new(driver.clone(), capabilities.memory_bytes.unwrap_or_default());
+        let bytes = capabilities.memory_bytes.unwrap_or_default();
+        let memory = Memory::new(driver.clone(), bytes, self.is_apart);
         let staging =
             Staging::new(driver.clone()).map_err(|error| OpenError::driver("cuMemHostAlloc", error))?;
         let kernels = Kernels::load(&driver)?;
@@ -135,6 +154,7 @@ impl Builder {
             fault: staging.fault(),
             staging: staging.into(),
             last: None.into(),
+            blocks_max: self.blocks_max.unwrap_or(layout::BLOCKS),
             capabilities,
             capability,
         };

@@ -5,12 +5,7 @@ use samebits_tensor::{
     Backend, DType, FeedForward, Format, FormatKind, Input, Result, Shape, Tensor, Weight, decompose, try_map,
 };
 
-use crate::{
-    Buffer, Cuda,
-    driver::Grid,
-    layout::{each, extent},
-    weight::Held,
-};
+use crate::{Buffer, Cuda, driver::Grid, layout::extent, weight::Held};
 
 /// Columns whose integers lie together.
 const UNIT: usize = 32;
@@ -221,7 +216,7 @@ impl Quantized {
             arguments.push(self.scale.data().argument());
         }
         arguments.push(bytes_of(&count));
-        cuda.launch(how.kernel, each(work), &arguments, self.q.shape())?;
+        cuda.launch(how.kernel, cuda.each(work), &arguments, self.q.shape())?;
         self.derived.push((how.kernel, out.clone()));
         Ok(out)
     }

@@ -15,6 +15,8 @@ pub(crate) const UNIT: u64 = 256;
 pub(crate) struct Memory {
     driver: Arc<Driver>,
     bytes: u64,
+    /// Whether each tensor is an allocation of its own, so that what watches memory sees where it ends.
+    is_apart: bool,
     reserved: OnceLock<Arc<Heap>>,
     /// Where tensors of a step that is being recorded are.
     recording: Mutex<Option<Arc<Heap>>>,
@@ -36,22 +38,31 @@ pub struct Buffer {
 }
 
 struct Region {
-    heap: Arc<Heap>,
-    start: u64,
-    units: u64,
+    place: Place,
     /// The allocation goes back to the driver with the last of these.
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
+}
+
+enum Place {
+    Part { heap: Arc<Heap>, start: u64, units: u64 },
+    Apart { address: u64 },
 }
 
 impl Memory {
-    /// Memory of which so many bytes are to be reserved.
-    pub(crate) fn new(driver: Arc<Driver>, bytes: u64) -> Arc<Self> {
-        Arc::new(Memory { driver, bytes, reserved: OnceLock::new(), recording: Mutex::default() })
+    /// Memory of which so many bytes are to be reserved, or none where each tensor is an allocation of its own.
+    pub(crate) fn new(driver: Arc<Driver>, bytes: u64, is_apart: bool) -> Arc<Self> {
+        Arc::new(Memory { driver, bytes, is_apart, reserved: OnceLock::new(), recording: Mutex::default() })
     }
 
     /// Room for so many bytes, which are not written yet.
     pub(crate) fn buffer(self: &Arc<Self>, op: &'static str, bytes: usize) -> Result<Buffer> {
         let failed = |detail| Error::Backend { backend: NAME.into(), op, detail };
+        if self.is_apart && !self.driver.is_recording() {
+            let address = self.driver.allocate(bytes.max(1));
+            let address = address.map_err(|error| failed(format!("{bytes} bytes: {}", words(error))))?;
+            let region = Region { place: Place::Apart { address }, memory: self.clone() };
+            return Ok(Buffer { region: Arc::new(region), address });
+        }
         let heap = self.heap().map_err(|error| {
             failed(format!("{} bytes of the device could not be reserved: {}", self.bytes, words(error)))
         })?;
@@ -67,7 +78,7 @@ impl Memory {
         };
         drop(spans);
         let address = heap.address + start * UNIT;
-        let region = Region { heap: heap.clone(), start, units, _memory: self.clone() };
+        let region = Region { place: Place::Part { heap: heap.clone(), start, units }, memory: self.clone() };
         Ok(Buffer { region: Arc::new(region), address })
     }
 
@@ -162,6 +173,10 @@ impl Buffer {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        lock(&self.heap.spans).give(self.start, self.units);
+        match &self.place {
+            Place::Part { heap, start, units } => lock(&heap.spans).give(*start, *units),
+            // Nobody is left to be told of an error.
+            Place::Apart { address } => drop(self.memory.driver.free(*address)),
+        }
     }
 }

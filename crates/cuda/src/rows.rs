@@ -6,12 +6,7 @@ use samebits_tensor::{
 };
 
 use crate::{
-    Buffer, Cuda, PackedWeight,
-    driver::Grid,
-    indexed,
-    layout::{each, extent},
-    linear::Kernels,
-    weight::Held,
+    Buffer, Cuda, PackedWeight, driver::Grid, indexed, layout::extent, linear::Kernels, weight::Held,
 };
 
 const WARP: usize = 32;
@@ -110,7 +105,7 @@ impl Cuda {
         arguments.extend([table.cos.data().argument(), table.sin.data().argument()]);
         arguments.extend(extents.iter().map(bytes_of));
         arguments.extend([bytes_of(&number), self.fault()]);
-        self.launch(op, each(work), &arguments, x.shape())?;
+        self.launch(op, self.each(work), &arguments, x.shape())?;
         Ok(self.floats(x.shape(), out))
     }
 

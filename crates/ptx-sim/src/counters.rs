@@ -1,7 +1,7 @@
 //! What kernels executed, by their names.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -50,6 +50,17 @@ impl Counters {
                 }
             }
         }
+    }
+
+    /// For each kernel, the lines that a warp executed, in order.
+    pub(crate) fn lines(&self) -> Value {
+        let mut lines: BTreeMap<&str, BTreeSet<u32>> = BTreeMap::new();
+        for KernelCounters { kernel, counted, .. } in self.kernels.values() {
+            let executed = kernel.steps.iter().zip(&counted.steps).filter(|(_, (warps, _))| *warps > 0);
+            let executed = executed.map(|(step, _)| kernel.sources[step.source as usize].line);
+            lines.entry(&kernel.name).or_default().extend(executed);
+        }
+        json!(lines)
     }
 
     pub(crate) fn json(&self) -> Value {

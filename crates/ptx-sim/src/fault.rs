@@ -108,6 +108,31 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
+    /// One or two words for what found it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FaultKind::OutOfBounds { .. } => "bounds",
+            FaultKind::UseAfterFree { .. } => "use after free",
+            FaultKind::Misaligned { .. } => "alignment",
+            FaultKind::ReadOnly { .. } => "read-only",
+            FaultKind::Uninitialised { .. } => "unwritten memory",
+            FaultKind::UninitialisedRegister => "unwritten register",
+            FaultKind::SharedRace { .. } => "race of threads",
+            FaultKind::GlobalRace { .. } => "race of blocks",
+            FaultKind::PendingCopy { .. } => "pending copy",
+            FaultKind::DivergentBarrier { .. } => "divergent barrier",
+            FaultKind::Deadlock { .. } => "deadlock",
+            FaultKind::IncompleteMask { .. } | FaultKind::WrongMask { .. } => "mask",
+            FaultKind::InactiveSource { .. } => "inactive source",
+            FaultKind::WrongBarrier { .. } => "barrier number",
+            FaultKind::WrongTarget { .. } => "branch target",
+            FaultKind::InexactSum { .. } => "inexact sum",
+            FaultKind::WrongCopy { .. } => "copy size",
+            FaultKind::Trap => "trap",
+            FaultKind::InstructionLimit { .. } => "instruction limit",
+        }
+    }
+
     /// The status that the driver gives for it.
     pub fn status(&self) -> i32 {
         match self {

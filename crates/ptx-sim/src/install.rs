@@ -10,7 +10,10 @@ use std::{
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use thiserror::Error;
 
-use crate::settings::{Checks, Order};
+use crate::{
+    mutate::Mutation,
+    settings::{Checks, Order},
+};
 
 /// Why the stand-in is not in the place of the driver.
 #[derive(Debug, Error)]
@@ -145,6 +148,29 @@ impl Sim {
     /// The first fault of a kernel since the test began.
     pub fn fault(&self) -> Option<String> {
         Some(self.text(b"ptx_sim_fault\0")).filter(|text| !text.is_empty())
+    }
+
+    /// The name of the check that found it, as [`FaultKind::name`](crate::FaultKind::name).
+    pub fn fault_name(&self) -> Option<String> {
+        Some(self.text(b"ptx_sim_fault_name\0")).filter(|text| !text.is_empty())
+    }
+
+    /// The lines of the PTX text that warps executed since the test began or [`reset`](Self::reset), by kernel, as JSON.
+    pub fn lines(&self) -> serde_json::Value {
+        serde_json::from_str(&self.text(b"ptx_sim_lines\0")).unwrap_or_default()
+    }
+
+    /// Changes a kernel from its next launch on, or none, whether its module is loaded or will be.
+    ///
+    /// # Errors
+    ///
+    /// What is interpreted has no such instruction.
+    pub fn mutate(&self, mutation: Option<&Mutation>) -> Result<(), String> {
+        let value = mutation.map_or(String::new(), ToString::to_string);
+        match self.with_text(b"ptx_sim_set\0", &format!("PTX_SIM_MUTATE={value}")) {
+            0 => Ok(()),
+            _ => Err(self.refused().unwrap_or(value)),
+        }
     }
 
     /// Why a module was refused last.

@@ -26,6 +26,7 @@ mod decode;
 mod driver;
 mod fault;
 mod install;
+mod mutate;
 mod ptx;
 mod races;
 mod settings;
@@ -33,5 +34,6 @@ mod vm;
 
 pub use fault::{Fault, FaultKind, MemorySpace};
 pub use install::{InstallError, Sim, install, library};
+pub use mutate::{Mutant, Mutation, mutants};
 pub use ptx::PtxError;
 pub use settings::{Checks, Order, Settings};

@@ -2,6 +2,8 @@
 
 use std::{env, fmt::Display, str::FromStr};
 
+use crate::mutate::Mutation;
+
 /// In which order the warps of a block run between barriers, and the blocks of a grid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Order {
@@ -132,6 +134,8 @@ pub struct Settings {
     pub instruction_limit: u64,
     /// Whether sectors and bank conflicts are counted.
     pub count_memory: bool,
+    /// What is changed in a kernel.
+    pub mutation: Option<Mutation>,
 }
 
 impl Default for Settings {
@@ -146,6 +150,7 @@ impl Default for Settings {
             checks: Checks::default(),
             instruction_limit: 1 << 28,
             count_memory: false,
+            mutation: None,
         }
     }
 }
@@ -180,6 +185,7 @@ impl Settings {
             "PTX_SIM_CHECKS" => self.checks = value.parse()?,
             "PTX_SIM_LIMIT" => self.instruction_limit = number(value)?,
             "PTX_SIM_COUNT" => self.count_memory = value != "0",
+            "PTX_SIM_MUTATE" => self.mutation = if value.is_empty() { None } else { Some(value.parse()?) },
             _ => return Err("there is no such setting".into()),
         }
         Ok(())
@@ -187,7 +193,7 @@ impl Settings {
 }
 
 /// The environment variables that are settings.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "PTX_SIM_DEVICES",
     "PTX_SIM_CAPABILITY",
     "PTX_SIM_DRIVER",
@@ -197,4 +203,5 @@ const NAMES: [&str; 9] = [
     "PTX_SIM_CHECKS",
     "PTX_SIM_LIMIT",
     "PTX_SIM_COUNT",
+    "PTX_SIM_MUTATE",
 ];

@@ -6,14 +6,14 @@
 use std::{
     env,
     ffi::{CStr, CString, c_char, c_int},
-    fs,
     path::{Path, PathBuf},
-    process::Command,
     ptr,
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, ensure};
 use libloading::{Library, Symbol};
+
+use crate::pinned;
 
 /// The library in the package's folder.
 const LIBRARY: &str = "nvidia/cu13/lib/libnvrtc.so.13";
@@ -131,47 +131,6 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 
 /// The library of the package that the requirements pin.
 fn installed(requirements: &Path) -> anyhow::Result<PathBuf> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        bail!(
-            "the compiler is pinned for Linux on x86-64; name another libnvrtc of CUDA 13 in {PATH_VARIABLE}"
-        );
-    }
-    let text = fs::read_to_string(requirements).with_context(|| requirements.display().to_string())?;
-    let version = text.split("==").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let version = version.context("nvrtc.txt pins no version")?;
-    let folder = cache()?.join(format!("nvrtc-{version}"));
-    let library = folder.join(LIBRARY);
-    if !library.exists() {
-        install(requirements, &folder)?;
-    }
-    ensure!(library.exists(), "{} is not in the package; delete {}", LIBRARY, folder.display());
-    Ok(library)
-}
-
-/// Installs into a folder beside, so that what is at `folder` is whole.
-fn install(requirements: &Path, folder: &Path) -> anyhow::Result<()> {
-    eprintln!("installing the pinned nvidia-cuda-nvrtc into {}", folder.display());
-    let partial = folder.with_extension(format!("partial-{}", std::process::id()));
-    let status = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
-        .args(["--require-hashes", "--only-binary=:all:", "--requirement"])
-        .arg(requirements)
-        .arg("--target")
-        .arg(&partial)
-        .status()
-        .with_context(|| {
-            format!("python3 is needed to install the compiler, or {PATH_VARIABLE}=PATH to name one")
-        })?;
-    ensure!(
-        status.success(),
-        "pip could not install what {} pins; install it elsewhere and name its libnvrtc.so.13 in {PATH_VARIABLE}",
-        requirements.display()
-    );
-    fs::rename(&partial, folder).with_context(|| folder.display().to_string())
-}
-
-fn cache() -> anyhow::Result<PathBuf> {
-    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache"));
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    Ok(cache.ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set"))?.join("samebits"))
+    let elsewhere = format!("install libnvrtc of CUDA 13 yourself and name it in {PATH_VARIABLE}");
+    Ok(pinned::packages(requirements, "nvrtc", LIBRARY, &elsewhere)?.join(LIBRARY))
 }

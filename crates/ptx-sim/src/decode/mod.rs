@@ -87,7 +87,12 @@ pub(crate) fn kernels(module: &Module, globals: &HashMap<String, u64>) -> Result
         .collect()
 }
 
-fn kernel(module: &Module, globals: &HashMap<String, u64>, entry: &Function) -> Result<Kernel, PtxError> {
+/// A kernel of a module, whose text may be another than the module has.
+pub(crate) fn kernel(
+    module: &Module,
+    globals: &HashMap<String, u64>,
+    entry: &Function,
+) -> Result<Kernel, PtxError> {
     let mut decoder = Decoder {
         module,
         globals,

@@ -48,7 +48,9 @@ unsafe extern "C" fn ptx_sim_set(line: *const c_char) -> i32 {
     let line = unsafe { text(line) };
     change(|driver| {
         let (name, value) = line?.split_once('=').ok_or(INVALID_VALUE)?;
-        driver.settings.set(name, value).map_err(|_| INVALID_VALUE)
+        let mut settings = driver.settings.clone();
+        settings.set(name, value).map_err(|_| INVALID_VALUE)?;
+        driver.adopt(settings)
     })
 }
 
@@ -71,15 +73,16 @@ unsafe extern "C" fn ptx_sim_faults(plan: *const c_char) -> i32 {
 #[unsafe(no_mangle)]
 extern "C" fn ptx_sim_reset() -> i32 {
     change(|driver| {
-        driver.settings = Settings::from_environment();
         driver.plan = Default::default();
         (driver.sticky, driver.fault, driver.refused) = (None, None, None);
         let counters = std::mem::take(&mut driver.counters);
-        driver.counted_before.absorb(counters);
+        if env::var_os("PTX_SIM_REPORT").is_some() {
+            driver.counted_before.absorb(counters);
+        }
         for stream in driver.streams.values_mut() {
             *stream = Default::default();
         }
-        Ok(())
+        driver.adopt(Settings::from_environment())
     })
 }
 
@@ -117,6 +120,30 @@ unsafe extern "C" fn ptx_sim_report(to: *mut u8, room: usize) -> usize {
     let report = driver().as_ref().map(|driver| driver.counters.json().to_string());
     // SAFETY: as the caller promises.
     unsafe { copy(&report.unwrap_or_default(), to, room) }
+}
+
+/// The name of the check that found the first fault of a kernel; its length, 0 if there was none.
+///
+/// # Safety
+///
+/// There are `room` bytes behind the pointer.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ptx_sim_fault_name(to: *mut u8, room: usize) -> usize {
+    let name = driver().as_ref().and_then(|driver| driver.fault.as_ref().map(|fault| fault.kind.name()));
+    // SAFETY: as the caller promises.
+    unsafe { copy(name.unwrap_or_default(), to, room) }
+}
+
+/// The lines that were executed of each kernel since the last reset, as JSON; its length.
+///
+/// # Safety
+///
+/// There are `room` bytes behind the pointer.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ptx_sim_lines(to: *mut u8, room: usize) -> usize {
+    let lines = driver().as_ref().map(|driver| driver.counters.lines().to_string());
+    // SAFETY: as the caller promises.
+    unsafe { copy(&lines.unwrap_or_default(), to, room) }
 }
 
 /// How often a function was called since its plan.

@@ -12,7 +12,7 @@ use super::{
 use crate::{decode::Kernel, vm::Launch};
 
 pub(super) struct Function {
-    kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Kernel>,
     /// Dynamic shared memory that a launch may have.
     dynamic_max: u64,
     shared_max: u64,

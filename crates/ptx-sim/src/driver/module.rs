@@ -1,7 +1,7 @@
 //! Modules: PTX text, its kernels, and its variables in the memory of the device.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     sync::Arc,
 };
@@ -12,14 +12,30 @@ use super::{
 };
 use crate::{
     decode::{self, Kernel},
-    ptx::{self, Space},
+    mutate::{self, Mutation},
+    ptx::{self, PtxError, Space},
+    settings::Settings,
 };
 
 pub(super) struct LoadedModule {
+    text: ptx::Module,
     kernels: HashMap<String, Arc<Kernel>>,
     /// Address and bytes of each variable.
     globals: HashMap<String, (u64, u64)>,
-    functions: Vec<Handle>,
+    functions: Vec<(Handle, String)>,
+}
+
+impl LoadedModule {
+    /// A kernel as the text has it, or as a mutation makes it; none if there is none of this name.
+    fn kernel(&self, name: &str, mutation: Option<&Mutation>) -> Result<Option<Arc<Kernel>>, PtxError> {
+        let Some(mutation) = mutation.filter(|mutation| mutation.kernel == name) else {
+            return Ok(self.kernels.get(name).cloned());
+        };
+        let absent = || PtxError::new(mutation.line, format!("{mutation} is no mutation of this text"));
+        let function = mutate::mutated(&self.text, mutation).ok_or_else(absent)?;
+        let addresses = self.globals.iter().map(|(name, (address, _))| (name.clone(), *address)).collect();
+        Ok(Some(Arc::new(decode::kernel(&self.text, &addresses, &function)?)))
+    }
 }
 
 impl Driver {
@@ -50,7 +66,7 @@ impl Driver {
             }
         };
         let handle = self.handle();
-        self.modules.insert(handle, LoadedModule { kernels, globals, functions: Vec::new() });
+        self.modules.insert(handle, LoadedModule { text: module, kernels, globals, functions: Vec::new() });
         Ok(handle)
     }
 
@@ -97,18 +113,46 @@ impl Driver {
 
     fn unload(&mut self, handle: Handle) -> Done {
         let module = self.modules.remove(&handle).ok_or(INVALID_VALUE)?;
-        module.functions.iter().for_each(|function| _ = self.functions.remove(function));
+        module.functions.iter().for_each(|(function, _)| _ = self.functions.remove(function));
         self.free_variables(&module.globals)
     }
 
     fn find_function(&mut self, module: Handle, name: &str) -> Done<Handle> {
         let handle = self.handle();
         let capability = self.settings.capability;
+        let mutation = self.settings.mutation.as_ref();
         let module = self.modules.get_mut(&module).ok_or(INVALID_VALUE)?;
-        let kernel = module.kernels.get(name).cloned().ok_or(NOT_FOUND)?;
-        module.functions.push(handle);
+        let kernel = module.kernel(name, mutation);
+        module.functions.push((handle, name.into()));
+        let kernel = kernel.map_err(|error| self.refuse(&error))?.ok_or(NOT_FOUND)?;
         self.functions.insert(handle, Function::new(kernel, capability));
         Ok(handle)
+    }
+
+    /// Takes other settings; another mutation, or none, is that of modules that are loaded too.
+    pub(super) fn adopt(&mut self, settings: Settings) -> Done {
+        let before = std::mem::replace(&mut self.settings, settings).mutation;
+        if before == self.settings.mutation {
+            return Ok(());
+        }
+        let mutation = self.settings.mutation.as_ref();
+        let concerned: HashSet<&str> = before.iter().chain(mutation).map(|it| it.kernel.as_str()).collect();
+        let mut changed = Vec::new();
+        for module in self.modules.values() {
+            for (handle, name) in
+                module.functions.iter().filter(|(_, name)| concerned.contains(name.as_str()))
+            {
+                changed.push(module.kernel(name, mutation).map(|kernel| (*handle, kernel)));
+            }
+        }
+        for kernel in changed {
+            if let (handle, Some(kernel)) = kernel.map_err(|error| self.refuse(&error))?
+                && let Some(function) = self.functions.get_mut(&handle)
+            {
+                function.kernel = kernel;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,408 @@
+//! The cases that mutants are run on.
+
+use samebits_conformance::{AttentionSteps, Case, Check, Group, Op, Rng};
+use samebits_tensor::{
+    Activation, AttentionParams, DType, Format, HostTensor, HostWeight, KvShape, Scalar, Shape,
+    testing::{extreme_blocks, random_blocks},
+};
+
+/// Groups whose cases are compositions of the kernels of others, and slow.
+const LEFT_OUT: [Group; 4] = [Group::LinearDense, Group::NormLinears, Group::FeedForward, Group::Attention];
+
+/// Begins the names of cases for launches as they are on a device.
+pub(crate) const WIDE: &str = "wide/";
+
+/// A format of each kind of kernel.
+const FORMATS: [Format; 8] = [
+    Format::F32,
+    Format::F16,
+    Format::BF16,
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q4K,
+    Format::Q2K,
+    Format::Q6K,
+];
+
+/// All cases, the same in each process: those of the suite, and what kernels have beyond the decompositions that it is for.
+pub(crate) fn cases() -> Vec<Case> {
+    let groups = Group::ALL.iter().filter(|group| !LEFT_OUT.contains(group));
+    let checks = groups.flat_map(|group| group.checks());
+    let suite = checks.filter_map(|check| match check {
+        Check::Reference(case) => Some(case),
+        Check::Invariance(_) => None,
+    });
+    let suite: Vec<Case> = suite.collect();
+    let repeated = repeated(&suite);
+    let suite =
+        suite.into_iter().chain(repeated).chain(layers()).chain(fused()).chain(dense_values()).chain(casts());
+    let suite = suite.chain(attention(WIDE)).chain(attention(""));
+    suite.chain(moves()).chain(rows()).chain(wrong_indices()).collect()
+}
+
+/// Each operation of elements with as many as all threads take in a whole number of strides, whatever the size of an element:
+/// a thread that goes on too far is out of bounds. The values are those of the suite, over and over.
+fn repeated(suite: &[Case]) -> Vec<Case> {
+    const LEN: usize = 8192;
+    const GROUPS: [&str; 8] =
+        ["unary/", "binary/", "compare/", "select/", "glu/", "activate/", "soft_cap/", "cast/"];
+    let mut cases: Vec<Case> = Vec::new();
+    for case in suite.iter().filter(|case| GROUPS.iter().any(|group| case.name.starts_with(group))) {
+        let dtypes: Vec<String> = case.inputs.iter().map(|input| input.dtype().to_string()).collect();
+        let name = format!("repeated/{:?}/{}", case.op, dtypes.join(","));
+        let is_whole = case.inputs.iter().all(|input| input.shape() == case.inputs[0].shape());
+        let elements = case.inputs[0].shape().elements();
+        if !is_whole || elements < 64 || cases.iter().any(|other| other.name == name) {
+            continue;
+        }
+        let repeat = |x: &HostTensor| {
+            let bytes = x.bytes().iter().copied().cycle().take(LEN * x.dtype().size()).collect();
+            tensor(&[4, LEN / 4], x.dtype(), bytes)
+        };
+        cases.push(Case {
+            name,
+            op: case.op.clone(),
+            inputs: case.inputs.iter().map(repeat).collect(),
+            weights: Vec::new(),
+        });
+    }
+    cases
+}
+
+/// Layers that fill no tile, for each kernel by its tokens.
+fn layers() -> Vec<Case> {
+    // Rows and columns: odd ones, whole tiles and spans, and more columns than a block of threads takes at once.
+    const OF_32: [(usize, usize); 4] = [(17, 1056), (67, 2592), (65, 1536), (2, 34048)];
+    const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 35072)];
+    const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
+    const TOKENS: [usize; 5] = [1, 3, 8, 9, 67];
+    const ONLY_FEW: usize = 8192;
+    let quantized = Format::ALL.iter().filter(|format| format.is_quantized());
+    let quantized = quantized.map(|&format| (format, if format.block_len() == 32 { OF_32 } else { OF_256 }));
+    let dense = [Format::F32, Format::F16, Format::BF16].map(|format| (format, DENSE));
+    let layers = |(format, shapes): (Format, [(usize, usize); 4])| {
+        let of = move |(rows, cols)| {
+            let tokens = TOKENS.into_iter().filter(move |&tokens| tokens <= 8 || cols < ONLY_FEW);
+            tokens.map(move |tokens| layer(format, tokens, rows, cols))
+        };
+        shapes.into_iter().flat_map(of)
+    };
+    quantized.chain(dense).flat_map(layers).collect()
+}
+
+fn layer(format: Format, tokens: usize, rows: usize, cols: usize) -> Case {
+    let name = format!("layers/{format}/m={tokens},n={rows},k={cols}");
+    let weights = vec![weight(&name, format, rows, cols, tokens == 3)];
+    let inputs = vec![floats([tokens, cols], &Rng::named(&name).bells(tokens * cols))];
+    Case { name, op: Op::Linear, inputs, weights }
+}
+
+/// Layers of a norm, and feed-forward layers, whose inputs are quantised as they are computed. The longest rows do not fit
+/// into shared memory.
+fn fused() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (format, lens) in [(Format::Q8_0, [64, 1056, 8448]), (Format::Q4K, [256, 1280, 8448])] {
+        for (len, tokens) in lens.into_iter().zip([3, 2, 2]) {
+            let name = format!("fused/norm/{format}/k={len}");
+            let mut rng = Rng::named(&name);
+            let inputs =
+                vec![floats([tokens, len], &wide(&mut rng, tokens * len)), floats([len], &rng.bells(len))];
+            let weights = [1, 2].map(|rows| weight(&name, format, rows, len, false)).into();
+            cases.push(Case { name, op: Op::Linears(Some(1e-5)), inputs, weights });
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let name = format!("fused/feed_forward/{activation:?}/{format}/k={len}");
+                let inputs = vec![floats([tokens, 32], &wide(&mut Rng::named(&name), tokens * 32))];
+                let part = |rows, cols, format| weight(&name, format, rows, cols, false);
+                let weights =
+                    vec![part(len, 32, Format::Q8_0), part(len, 32, Format::Q4_0), part(2, len, format)];
+                cases.push(Case { name, op: Op::FeedForward(activation, None), inputs, weights });
+            }
+        }
+    }
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let name = format!("fused/feed_forward/{activation:?}/many");
+        let inputs = vec![floats([32, 32], &wide(&mut Rng::named(&name), 32 * 32))];
+        let part = |rows, cols, format| weight(&name, format, rows, cols, false);
+        let weights =
+            vec![part(2048, 32, Format::Q8_0), part(2048, 32, Format::Q4_0), part(1, 2048, Format::Q4K)];
+        cases.push(Case { name, op: Op::FeedForward(activation, None), inputs, weights });
+    }
+    cases
+}
+
+/// Functions of one value, over so many that a rounding in the middle of them shows.
+fn dense_values() -> Vec<Case> {
+    let mut values: Vec<f32> = (0..1 << 16).map(|i| (i as f32 - 32768.0) * (100.0 / 32768.0)).collect();
+    // Halfway between multiples of ln 2, where the polynomial of `exp` is the longest; what is small is lost in 1 + exp.
+    values.extend((0..1 << 16).map(|i| {
+        let (turn, place) = (i / 512 - 64, i as f32 % 512.0 / 512.0);
+        (turn as f32 + 0.35 + 0.3 * place) * std::f32::consts::LN_2
+    }));
+    // Where `exp` goes over to infinity, to zero, and to halves of its argument, and the values around.
+    for bound in [88.722_84_f32, 87.336_55, 44.361_42, 103.972_08, 9.010_913, 0.5, 1e-4] {
+        for bits in bound.to_bits() - 2..=bound.to_bits() + 2 {
+            values.extend([f32::from_bits(bits), -f32::from_bits(bits)]);
+        }
+    }
+    let (x, small) = (pair(&values), pair(&values.iter().map(|x| x / 16.0).collect::<Vec<_>>()));
+    let up = pair(&wide(&mut Rng::named("up"), values.len()));
+    let case =
+        |name: String, op, inputs| Case { name: format!("dense/{name}"), op, inputs, weights: Vec::new() };
+    let mut cases = vec![case("softmax".into(), Op::Softmax, vec![small.clone()])];
+    let tiny = pair(&values.iter().map(|x| x / 100.0).collect::<Vec<_>>());
+    for (kind, x) in [("large", x), ("small", small), ("tiny", tiny)] {
+        for cap in [30.0, 0.5] {
+            cases.push(case(format!("cap/{cap}/{kind}"), Op::SoftCap(cap), vec![x.clone()]));
+        }
+        for it in [Activation::Silu, Activation::GeluTanh] {
+            cases.push(case(format!("{it:?}/{kind}"), Op::Activate(it), vec![x.clone()]));
+            cases.push(case(format!("glu/{it:?}/{kind}"), Op::Glu(it), vec![x.clone(), up.clone()]));
+        }
+    }
+    cases
+}
+
+/// Two rows of an even number of values.
+fn pair(values: &[f32]) -> HostTensor {
+    floats([2, values.len() / 2], values)
+}
+
+/// Every cast of values around the bounds of the integers and of all magnitudes, in numbers that fill no piece.
+fn casts() -> Vec<Case> {
+    const TYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::I32, DType::I8, DType::U8];
+    let mut values: Vec<f32> =
+        vec![0.0, 0.5, 1.5, 2.5, 126.5, 127.0, 127.5, 128.0, 129.0, 254.5, 255.0, 255.5];
+    values.extend([256.0, 257.0, 300.7, 1000.3, 2049.0, 32767.0, 65504.0, 65519.0, 65520.0, 1e6, 1e20]);
+    values.extend((0..1000).map(|i| (i as f32).powi(2) * 1.013 + i as f32 / 7.0));
+    let values: Vec<f32> = values.iter().flat_map(|&x| [x, -x, 1.0 / (x + 1.0)]).collect();
+    let len = values.len();
+    let integer = |i: u32| (i.wrapping_mul(0x9e37_79b9) >> (i % 32)).cast_signed();
+    // Ties of bfloat16, and what is just beside them, in bits that f32 does not have.
+    let tie = |i: u32| {
+        (((i % 5) << 23 | 1 << 30 | 1 << 22 | [0, 1, 0x80, 0xff, 0x100, 0x101][i as usize % 6])
+            >> (i / 6 % 7))
+            .cast_signed()
+    };
+    let integer = |i: u32| if i.is_multiple_of(2) { tie(i / 2) } else { integer(i) };
+    let integers: Vec<i32> =
+        (0..len as u32).map(|i| if i % 3 == 0 { integer(i).wrapping_neg() } else { integer(i) }).collect();
+    let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
+    let of = |dtype: DType| -> Vec<u8> {
+        match dtype {
+            DType::F32 => bytemuck::cast_slice(&values).to_vec(),
+            DType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            DType::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            DType::I32 => bytemuck::cast_slice(&integers).to_vec(),
+            _ => bytes.clone(),
+        }
+    };
+    let pairs = TYPES.into_iter().flat_map(|from| TYPES.into_iter().map(move |to| (from, to)));
+    let case = |(from, to): (DType, DType)| Case {
+        name: format!("values/cast/{from}->{to}"),
+        op: Op::Cast(to),
+        inputs: vec![tensor(&[len], from, of(from))],
+        weights: Vec::new(),
+    };
+    pairs.filter(|(from, to)| from != to).map(case).collect()
+}
+
+/// Attention over three tiles, whole and in part, for each of its kernels: heads of each size, one token of a sequence and more.
+fn attention(prefix: &str) -> Vec<Case> {
+    let params = |window, soft_cap| AttentionParams { scale: 0.2, window, soft_cap };
+    let kinds = [params(None, None), params(Some(150), Some(20.0)), params(Some(1), None)];
+    let batches: [&[(usize, usize)]; 5] =
+        [&[(299, 1)], &[(700, 1)], &[(140, 1), (7, 1), (255, 1)], &[(280, 9)], &[(120, 11), (0, 5)]];
+    let mut cases = Vec::new();
+    for head_dim in [16, 48, 64, 96, 128, 160, 192, 256] {
+        for (params, batch) in kinds.iter().flat_map(|params| batches.map(|batch| (params, batch))) {
+            cases.push(attention_case(prefix, head_dim, params, batch));
+        }
+    }
+    cases
+}
+
+/// Past and new tokens of each sequence.
+fn attention_case(prefix: &str, head_dim: usize, params: &AttentionParams, batch: &[(usize, usize)]) -> Case {
+    // Pages of each size that a cache may have.
+    let (window, new) = (params.window.unwrap_or_default(), batch[0].1);
+    let page = [16, 64, 128, 32][(head_dim / 16 + batch.len() + new + window) % 4];
+    let (heads, kv_heads) = (6, 2);
+    let name = format!("{prefix}attention/head_dim={head_dim}/{params:?}/{batch:?}");
+    let rng = &mut Rng::named(&name);
+    let longest = batch.iter().map(|(past, new)| past + new).max().unwrap_or_default();
+    let pages = longest.div_ceil(page);
+    let kv = KvShape { pages: batch.len() * pages, page_size: page, kv_heads, head_dim };
+    let tables: Vec<i32> = rng.order(kv.pages).into_iter().map(|page| page as i32).collect();
+    let tokens: Vec<(usize, usize)> = batch
+        .iter()
+        .enumerate()
+        .flat_map(|(sequence, &(past, new))| (past..past + new).map(move |position| (sequence, position)))
+        .collect();
+    let of = |value: fn(&(usize, usize)) -> i32| integers(&tokens.iter().map(value).collect::<Vec<_>>());
+    let slot = |&(sequence, position): &(usize, usize)| {
+        tables[sequence * pages + position / page] * page as i32 + (position % page) as i32
+    };
+    let slots = integers(&tokens.iter().map(slot).collect::<Vec<_>>());
+    let t = tokens.len();
+    let mut inputs = vec![floats([t, heads, head_dim], &rng.bells(t * heads * head_dim))];
+    inputs.extend([(); 2].map(|()| floats([t, kv_heads, head_dim], &rng.bells(t * kv_heads * head_dim))));
+    inputs.extend([slots, of(|token| token.1 as i32), of(|token| token.0 as i32)]);
+    inputs.push(tensor(&[batch.len(), pages], DType::I32, bytemuck::cast_slice(&tables).to_vec()));
+    for columns in [kv.head_blocks(), 1] {
+        inputs.push(tensor(&[kv.rows(), head_dim], DType::I8, rng.bytes(kv.rows() * head_dim)));
+        let scales: Vec<f32> =
+            rng.bells(kv.rows() * columns).iter().map(|x| 0.01 + x.abs() / 100.0).collect();
+        inputs.push(floats([kv.rows(), columns], &scales));
+    }
+    let steps = std::iter::once(0..t).collect();
+    let op = Op::Attention(AttentionSteps { kv, params: *params, steps, max_context: longest });
+    Case { name, op, inputs, weights: Vec::new() }
+}
+
+/// Moves of elements of each size, alone and in pieces of 16 bytes: many axes, many parts, many rows.
+fn moves() -> Vec<Case> {
+    let made = |name: &str, op| Case {
+        name: format!("full strides/{name}"),
+        op,
+        inputs: Vec::new(),
+        weights: Vec::new(),
+    };
+    let mut cases = vec![
+        made("iota", Op::Iota(Shape::from([2, 512]), 1)),
+        made("full/16", Op::Full(Shape::from([4096]), Scalar::F32(1.5))),
+        made("full/4", Op::Full(Shape::from([1023]), Scalar::I32(-7))),
+        made("full/1", Op::Full(Shape::from([1537]), Scalar::I8(-3))),
+    ];
+    for dtype in [DType::F32, DType::F16, DType::I8] {
+        let mut push = |name: String, op, inputs| {
+            cases.push(Case { name: format!("moves/{dtype}/{name}"), op, inputs, weights: Vec::new() });
+        };
+        for inner in [3, 16] {
+            let of = |shape: &[usize]| filled(shape, dtype, 1);
+            // No two axes that lie side by side stay so.
+            let axes = vec![6, 5, 4, 3, 2, 1, 0, 7];
+            push(format!("permute/{inner}"), Op::Permute(axes), vec![of(&[2, 3, 2, 2, 3, 2, 2, inner])]);
+            let axes = vec![7, 6, 5, 4, 3, 2, 1, 0];
+            push(format!("reverse/{inner}"), Op::Permute(axes), vec![of(&[2, 3, 2, 2, 3, 2, 2, inner])]);
+            let axes = vec![2, 0, 1, 3];
+            push(format!("permute/{inner}/4"), Op::Permute(axes), vec![of(&[5, 4, 3, inner])]);
+            let wide = Shape::from([7, 5, inner]);
+            push(format!("broadcast/{inner}"), Op::Broadcast(wide), vec![of(&[7, 1, inner])]);
+            let parts = (1..=9).map(|n| filled(&[3, n, 21 * inner], dtype, n)).collect();
+            push(format!("concat/{inner}"), Op::Concat(1), parts);
+            for rows in [1, 4, 5, 9] {
+                let indices: Vec<i32> = (0..rows).map(|i| (i * 5 + 2) % 7).collect();
+                // More pieces than threads.
+                let (indices, columns) = (integers(&indices), inner * 531);
+                let (x, from) = (of(&[7, columns]), filled(&[rows as usize, columns], dtype, 5));
+                push(
+                    format!("scatter/{columns}/{rows}"),
+                    Op::Scatter,
+                    vec![x.clone(), indices.clone(), from],
+                );
+                push(format!("gather/{columns}/{rows}"), Op::Gather, vec![x, indices]);
+            }
+        }
+        // As many pieces as all threads take in whole strides.
+        let wide = 16384 / dtype.size();
+        push(
+            "full strides/permute".into(),
+            Op::Permute(vec![1, 0, 2]),
+            vec![filled(&[4, 4, wide / 16], dtype, 1)],
+        );
+        push("full strides/elements".into(), Op::Permute(vec![1, 0]), vec![filled(&[32, 32], dtype, 1)]);
+        let halves = (0..2).map(|n| filled(&[1, wide / 2], dtype, n)).collect();
+        push("full strides/concat".into(), Op::Concat(1), halves);
+        let x = filled(&[3, wide], dtype, 1);
+        push("full strides/gather".into(), Op::Gather, vec![x.clone(), integers(&[2, 0])]);
+        let from = filled(&[2, wide], dtype, 7);
+        push("full strides/scatter".into(), Op::Scatter, vec![x, integers(&[2, 0]), from]);
+        // One thread, which has to note what is wrong itself.
+        let columns = [1, 16 / dtype.size()];
+        for (index, columns) in [-1, 3].into_iter().flat_map(|index| columns.map(|columns| (index, columns)))
+        {
+            // An unrolled loop has the wrong row in each of its places.
+            for place in 0..7 {
+                let mut indices = [1, 0, 2, 1, 0, 1, 2];
+                indices[place] = index;
+                let (x, rows) = (filled(&[3, columns], dtype, 0), filled(&[7, columns], dtype, 9));
+                let name = format!("{columns}/wrong {index} at {place}");
+                push(format!("gather/{name}"), Op::Gather, vec![x.clone(), integers(&indices)]);
+                push(format!("scatter/{name}"), Op::Scatter, vec![x, integers(&indices), rows]);
+            }
+        }
+    }
+    cases
+}
+
+/// Long rows: of embeddings, so that a thread has several pieces, and of norms, that shared memory cannot hold.
+fn rows() -> Vec<Case> {
+    let embedding = |format: Format| {
+        let name = format!("rows/embedding/{format}");
+        let weights = vec![weight(&name, format, 5, 2304, false)];
+        Case { name, op: Op::Embedding, inputs: vec![integers(&[4, 0, 2])], weights }
+    };
+    let mut cases: Vec<Case> = FORMATS.map(embedding).into();
+    for len in [8193, 8452, 8192] {
+        let mut rng = Rng::named("rows");
+        let (x, weight) = (floats([2, len], &wide(&mut rng, 2 * len)), floats([len], &rng.bells(len)));
+        let bias = floats([len], &rng.bells(len));
+        let norm = |name: &str, op, inputs| Case {
+            name: format!("rows/{name}/{len}"),
+            op,
+            inputs,
+            weights: Vec::new(),
+        };
+        cases.push(norm("rms_norm", Op::RmsNorm(1e-5), vec![x.clone(), weight.clone()]));
+        cases.push(norm("layer_norm", Op::LayerNorm(1e-5), vec![x, weight, bias]));
+    }
+    cases
+}
+
+/// Rows before the first and behind the last: an error, and nothing written.
+fn wrong_indices() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for index in [-1, 3, i32::MAX] {
+        let indices = integers(&[1, index]);
+        let table = floats([3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let heads = floats([2, 1, 4], &[1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0]);
+        let name = format!("wrong/rope/{index}");
+        let inputs = vec![heads, indices.clone(), table.clone(), table];
+        cases.push(Case { name, op: Op::Rope, inputs, weights: Vec::new() });
+        cases.extend(FORMATS.map(|format| {
+            let name = format!("wrong/embedding/{format}/{index}");
+            let weights = vec![weight(&name, format, 3, format.block_len().max(8), false)];
+            Case { name, op: Op::Embedding, inputs: vec![indices.clone()], weights }
+        }));
+    }
+    cases
+}
+
+/// Values of several magnitudes.
+fn wide(rng: &mut Rng, n: usize) -> Vec<f32> {
+    rng.bells(n).into_iter().enumerate().map(|(i, x)| x * [1.0, 7.0, 0.1, 30.0][i % 4]).collect()
+}
+
+fn weight(name: &str, format: Format, rows: usize, cols: usize, extreme: bool) -> HostWeight {
+    let bytes =
+        if extreme { extreme_blocks(format, rows, cols) } else { random_blocks(format, rows, cols, 7) };
+    HostWeight { name: name.into(), format, shape: vec![rows, cols], bytes: bytes.into() }
+}
+
+/// Bytes that are finite floats of every size.
+fn filled(shape: &[usize], dtype: DType, seed: usize) -> HostTensor {
+    let len = shape.iter().product::<usize>() * dtype.size();
+    tensor(shape, dtype, (0..len).map(|i| ((i + seed) * 7919 % 113) as u8).collect())
+}
+
+fn floats<const N: usize>(shape: [usize; N], values: &[f32]) -> HostTensor {
+    tensor(&shape, DType::F32, bytemuck::cast_slice(values).to_vec())
+}
+
+fn integers(values: &[i32]) -> HostTensor {
+    tensor(&[values.len()], DType::I32, bytemuck::cast_slice(values).to_vec())
+}
+
+fn tensor(shape: &[usize], dtype: DType, bytes: Vec<u8>) -> HostTensor {
+    HostTensor::new(Shape::from(shape), dtype, bytes.into()).expect("as many bytes as elements")
+}
