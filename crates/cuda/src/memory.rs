@@ -1,6 +1,6 @@
 //! The device's memory, of which tensors are parts.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::{DriverError, sys::CUresult};
 use samebits_tensor::{Error, Result};
@@ -17,7 +17,7 @@ pub(crate) struct Memory {
     bytes: u64,
     /// Whether each tensor is an allocation of its own, so that what watches memory sees where it ends.
     is_apart: bool,
-    reserved: OnceLock<Arc<Heap>>,
+    reserved: Mutex<Option<Arc<Heap>>>,
     /// Where tensors of a step that is being recorded are.
     recording: Mutex<Option<Arc<Heap>>>,
 }
@@ -51,7 +51,7 @@ enum Place {
 impl Memory {
     /// Memory of which so many bytes are to be reserved, or none where each tensor is an allocation of its own.
     pub(crate) fn new(driver: Arc<Driver>, bytes: u64, is_apart: bool) -> Arc<Self> {
-        Arc::new(Memory { driver, bytes, is_apart, reserved: OnceLock::new(), recording: Mutex::default() })
+        Arc::new(Memory { driver, bytes, is_apart, reserved: Mutex::default(), recording: Mutex::default() })
     }
 
     /// Room for so many bytes, which are not written yet.
@@ -117,25 +117,24 @@ impl Memory {
         if self.driver.is_recording() {
             return lock(&self.recording).clone().ok_or(DriverError(CUresult::CUDA_ERROR_ILLEGAL_STATE));
         }
-        if self.reserved.get().is_none() {
-            let units = self.bytes / UNIT;
-            if units == 0 {
-                return Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
-            }
-            let address = self.driver.allocate((units * UNIT) as usize)?;
-            let heap = Heap { address, spans: Mutex::new(Spans::new(units)), _part_of: None };
-            if self.reserved.set(Arc::new(heap)).is_err() {
-                // Another thread was first.
-                self.driver.free(address)?;
-            }
+        // Held while the driver is asked, since there is not room for two.
+        let mut reserved = lock(&self.reserved);
+        if let Some(heap) = &*reserved {
+            return Ok(heap.clone());
         }
-        Ok(self.reserved.get().expect("memory reserved above").clone())
+        let units = self.bytes / UNIT;
+        if units == 0 {
+            return Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        }
+        let address = self.driver.allocate((units * UNIT) as usize)?;
+        let heap = Arc::new(Heap { address, spans: Mutex::new(Spans::new(units)), _part_of: None });
+        Ok(reserved.insert(heap).clone())
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let Some(heap) = self.reserved.get() {
+        if let Some(heap) = &*lock(&self.reserved) {
             // Nobody is left to be told of an error.
             let _ = self.driver.free(heap.address);
         }

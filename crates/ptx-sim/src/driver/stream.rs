@@ -3,6 +3,7 @@
 use std::{
     ffi::{c_int, c_uint},
     sync::Arc,
+    thread::{self, ThreadId},
     time::Instant,
 };
 
@@ -12,13 +13,21 @@ use super::{
 };
 
 /// A capture that goes on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Capture {
     nodes: Vec<Node>,
-    /// 0 forbids calls that could interfere from any thread, 2 from none.
+    /// 0 forbids calls that could interfere from any thread, 1 from the one that began, 2 from none.
     mode: c_int,
+    thread: ThreadId,
     /// A call broke it.
     invalid: bool,
+}
+
+impl Capture {
+    /// Whether this thread must not make calls that could interfere.
+    fn forbids_interference(&self) -> bool {
+        self.mode == 0 || self.mode == 1 && self.thread == thread::current().id()
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -60,7 +69,7 @@ impl Driver {
     /// it.
     pub(super) fn refuse_in_capture(&mut self) -> Done {
         let mut captures = self.streams.values_mut().filter_map(|stream| stream.capture.as_mut());
-        match captures.find(|capture| capture.mode != 2) {
+        match captures.find(|capture| capture.forbids_interference()) {
             None => Ok(()),
             Some(capture) => {
                 capture.invalid = true;
@@ -148,7 +157,7 @@ api! {
         if stream.is_capturing() {
             return Err(ILLEGAL_STATE);
         }
-        stream.capture = Some(Capture { mode, ..Capture::default() });
+        stream.capture = Some(Capture { nodes: Vec::new(), mode, thread: thread::current().id(), invalid: false });
         Ok(())
     }
 
