@@ -1,5 +1,10 @@
 // Linear layers over weights in blocks of 256 (decompose::linear).
-#include "linear_many.cuh"
+#include "linear_many_256.cuh"
+
+#define LINEAR(name, K)                                        \
+    LINEAR_FEW(linear_##name##_1, K, 1)                        \
+    LINEAR_FEW(linear_##name##_8, K, 8)                        \
+    LINEAR_MANY(linear_##name##_many, Tile256, K, Int8Dots)
 
 LINEAR(q2_k, Q2K)
 LINEAR(q3_k, Q3K)

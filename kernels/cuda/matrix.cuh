@@ -84,3 +84,10 @@ __device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 b, con
         MULTIPLY_16("u8");
     }
 }
+
+// C += A [16, 16] B [8, 16]^T of bf16. Exact where sums are integers of at most 24 bits, times a power of two.
+__device__ __forceinline__ void multiply_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

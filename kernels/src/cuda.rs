@@ -27,6 +27,7 @@ modules!(
     "layout",
     "linear_256",
     "linear_32",
+    "linear_bf16",
     "probe",
     "reduce",
     "rows"

@@ -90,6 +90,15 @@ struct Shared {
     /// Of a grid whose threads go on in strides.
     blocks_max: u32,
     capabilities: Capabilities,
+    /// Compute capability.
+    capability: (i32, i32),
+}
+
+/// A driver, and what its device is.
+struct Opened {
+    driver: Arc<Driver>,
+    capabilities: Capabilities,
+    capability: (i32, i32),
 }
 
 /// How a [`Cuda`] is opened.
@@ -131,7 +140,7 @@ impl Builder {
     /// # Errors
     /// [`OpenError`], which says what was looked for, and what to do.
     pub fn open(self) -> Result<Cuda, OpenError> {
-        let (driver, capabilities) = self.driver()?;
+        let Opened { driver, capabilities, capability } = self.driver()?;
         let memory =
             Memory::new(driver.clone(), capabilities.memory_bytes.unwrap_or_default(), self.is_apart);
         let staging =
@@ -147,6 +156,7 @@ impl Builder {
             last: None.into(),
             blocks_max: self.blocks_max.unwrap_or(layout::BLOCKS),
             capabilities,
+            capability,
         };
         Ok(Cuda { shared: Arc::new(shared) })
     }
@@ -156,10 +166,10 @@ impl Builder {
     /// # Errors
     /// As [`Builder::open`], but for what kernels and copies need.
     pub fn capabilities(self) -> Result<Capabilities, OpenError> {
-        self.driver().map(|(_, capabilities)| capabilities)
+        self.driver().map(|opened| opened.capabilities)
     }
 
-    fn driver(self) -> Result<(Arc<Driver>, Capabilities), OpenError> {
+    fn driver(self) -> Result<Opened, OpenError> {
         let (driver, description) = Driver::open(self.ordinal)?;
         let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
         let (major, minor) = description.capability;
@@ -170,7 +180,7 @@ impl Builder {
             formats: Format::ALL.to_vec(),
             memory_bytes: Some(self.memory_bytes.unwrap_or(free - free / SPARED)),
         };
-        Ok((Arc::new(driver), capabilities))
+        Ok(Opened { driver: Arc::new(driver), capabilities, capability: description.capability })
     }
 }
 

@@ -13,8 +13,13 @@ const UNIT: usize = 32;
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// Rows and tokens of a tile of matrix instructions.
-const TILE: (usize, usize) = (64, 64);
+/// Rows of a tile of matrix instructions, and tokens where these are of int8 and of bf16.
+const ROWS: usize = 64;
+const TOKENS: usize = 64;
+const TOKENS_BF16: usize = 32;
+
+/// Compute capabilities whose matrix instructions of int8 are slow beside those of bf16: the B300's.
+const SLOW_INT8: [(i32, i32); 1] = [(10, 3)];
 
 /// Kernels that read each weight once: the tokens that they take at most, and rows of a block.
 const FEW: [(usize, usize); 2] = [(1, 16), (8, 8)];
@@ -25,6 +30,7 @@ pub(crate) struct Kernels {
     /// Of [`FEW`].
     few: [&'static str; 2],
     many: &'static str,
+    many_bf16: &'static str,
     pub(crate) embedding: &'static str,
 }
 
@@ -33,6 +39,7 @@ macro_rules! kernels {
         Kernels {
             few: [concat!("linear_", $name, "_1"), concat!("linear_", $name, "_8")],
             many: concat!("linear_", $name, "_many"),
+            many_bf16: concat!("linear_", $name, "_bf16"),
             embedding: concat!("embedding_", $name),
         }
     };
@@ -64,8 +71,8 @@ struct Quantized {
     block_len: usize,
     q: Tensor<Cuda>,
     scale: Tensor<Cuda>,
-    /// What `many` takes of it for formats with minima, by the columns of a sum.
-    sums: Vec<(usize, Buffer)>,
+    /// What kernels made of it for others, by their names.
+    derived: Vec<(&'static str, Buffer)>,
 }
 
 impl Cuda {
@@ -111,36 +118,23 @@ impl Cuda {
         let [gate, up] = self.products(x, [layer.gate, layer.up])?;
         let block_len = layer.down.format().block_len();
         let (q, scale) = self.quantize_glu(&gate, &up, layer.activation, block_len)?;
-        self.product(&mut Quantized { block_len, q, scale, sums: vec![] }, layer.down)
+        self.product(&mut Quantized { block_len, q, scale, derived: vec![] }, layer.down)
     }
 
     fn quantized(&self, x: Input<'_, Self>, weight: &Weight<Self>) -> Result<Quantized> {
         let block_len = weight.format().block_len();
         let (q, scale) = self.quantize(x, block_len)?;
-        Ok(Quantized { block_len, q, scale, sums: vec![] })
+        Ok(Quantized { block_len, q, scale, derived: vec![] })
     }
 
     fn product(&self, x: &mut Quantized, weight: &Weight<Self>) -> Result<Tensor<Self>> {
         let (op, m, n, k) = ("linear", x.q.dims()[0], weight.rows(), weight.cols());
         let Held::Blocks(blocks) = &weight.packed().held else { unreachable!("a weight of blocks") };
-        let kernels = Kernels::of(blocks.format());
         let shape = Shape::from([m, n]);
         let out = self.room(op, &shape, DType::F32)?;
-        let few = FEW.iter().position(|&(most, _)| m <= most);
-        let sums = if few.is_none() { self.sums(x, blocks.format())? } else { None };
-        let mut arguments = vec![out.argument(), x.q.data().argument()];
-        let (kernel, (rows, tokens)) = match few {
-            Some(i) => {
-                arguments.push(x.scale.data().argument());
-                (kernels.few[i], (FEW[i].1, FEW[i].0))
-            }
-            None => {
-                let sums = sums.as_ref().map_or(bytes_of(&0u64), Buffer::argument);
-                let has_pairs = x.block_len == 32 && sums != bytes_of(&0u64);
-                arguments.extend([if has_pairs { sums } else { x.scale.data().argument() }, sums]);
-                (kernels.many, TILE)
-            }
-        };
+        let Choice { kernel, rows, tokens, inputs } = self.choose(x, blocks.format(), m)?;
+        let mut arguments = vec![out.argument()];
+        arguments.extend(inputs.iter().map(|input| input.as_ref().map_or(bytes_of(&0u64), Buffer::argument)));
         arguments.extend(blocks.arguments());
         let extents = [extent(op, m)?, extent(op, n)?, extent(op, k)?];
         arguments.extend(extents.iter().map(bytes_of));
@@ -149,29 +143,76 @@ impl Cuda {
         Ok(self.floats(&shape, out))
     }
 
-    /// What a format with minima takes of an activation: see `linear_sums_32` and its like.
-    fn sums(&self, x: &mut Quantized, format: Format) -> Result<Option<Buffer>> {
-        let op = "linear";
-        let units = x.q.shape().elements() / UNIT;
-        let (kernel, len, bytes) = match format.kind() {
-            FormatKind::Blocks32 { min: true } => ("linear_sums_32", 32, 8),
-            FormatKind::Blocks256 { sub_len: 16, min: true } => ("linear_sums_256_16", 16, 4),
-            FormatKind::Blocks256 { min: true, .. } => ("linear_sums_256_32", 32, 2),
-            _ => return Ok(None),
-        };
-        if let Some((_, sums)) = x.sums.iter().find(|(of, _)| *of == len) {
-            return Ok(Some(sums.clone()));
+    fn choose(&self, x: &mut Quantized, format: Format, m: usize) -> Result<Choice> {
+        let kernels = Kernels::of(format);
+        let (q, scale) = (x.q.data().clone(), x.scale.data().clone());
+        if let Some(few) = FEW.iter().position(|&(most, _)| m <= most) {
+            let (tokens, rows) = FEW[few];
+            return Ok(Choice { kernel: kernels.few[few], rows, tokens, inputs: vec![Some(q), Some(scale)] });
         }
-        let out = self.buffer(op, units * bytes)?;
-        let count = extent(op, units)?;
-        let mut arguments = vec![out.argument(), x.q.data().argument()];
-        if x.block_len == UNIT {
-            arguments.push(x.scale.data().argument());
+        let is_bf16 = SLOW_INT8.contains(&self.shared.capability);
+        let (has_min, sub_len) = match format.kind() {
+            FormatKind::Blocks256 { sub_len, min } => (min, sub_len),
+            kind => (kind == FormatKind::Blocks32 { min: true }, UNIT),
+        };
+        let d = if x.block_len == UNIT && (has_min || is_bf16) { x.derived(self, &PAIRS)? } else { scale };
+        let (mut sums, mut totals) = (None, None);
+        if x.block_len > UNIT {
+            let by_sub_len = |kernels: [&'static Derived; 2]| kernels[usize::from(sub_len == UNIT)];
+            sums = has_min.then(|| x.derived(self, by_sub_len([&SUMS_16, &SUMS_32]))).transpose()?;
+            totals = is_bf16.then(|| x.derived(self, by_sub_len([&TOTALS_16, &TOTALS_32]))).transpose()?;
+        }
+        let (kernel, tokens, x) = match is_bf16 {
+            false => (kernels.many, TOKENS, q),
+            true => (kernels.many_bf16, TOKENS_BF16, x.derived(self, &BF16)?),
+        };
+        Ok(Choice { kernel, rows: ROWS, tokens, inputs: vec![Some(x), Some(d), totals, sums] })
+    }
+}
+
+/// A kernel for a layer.
+struct Choice {
+    kernel: &'static str,
+    /// Rows and tokens of a block.
+    rows: usize,
+    tokens: usize,
+    /// What it takes of the activation.
+    inputs: Vec<Option<Buffer>>,
+}
+
+/// A kernel that makes something of a quantised activation.
+struct Derived {
+    kernel: &'static str,
+    /// Values of the activation for each thread.
+    values: usize,
+    /// Bytes that a thread writes.
+    bytes: usize,
+}
+
+const PAIRS: Derived = Derived { kernel: "linear_sums_32", values: UNIT, bytes: 8 };
+const SUMS_16: Derived = Derived { kernel: "linear_sums_256_16", values: UNIT, bytes: 4 };
+const SUMS_32: Derived = Derived { kernel: "linear_sums_256_32", values: UNIT, bytes: 2 };
+const TOTALS_16: Derived = Derived { kernel: "linear_totals_16", values: UNIT, bytes: 8 };
+const TOTALS_32: Derived = Derived { kernel: "linear_totals_32", values: UNIT, bytes: 4 };
+const BF16: Derived = Derived { kernel: "linear_bf16", values: 2, bytes: 4 };
+
+impl Quantized {
+    /// What a kernel makes of it, once.
+    fn derived(&mut self, cuda: &Cuda, how: &Derived) -> Result<Buffer> {
+        if let Some((_, made)) = self.derived.iter().find(|(kernel, _)| *kernel == how.kernel) {
+            return Ok(made.clone());
+        }
+        let (op, work) = ("linear", self.q.shape().elements() / how.values);
+        let out = cuda.buffer(op, work * how.bytes)?;
+        let count = extent(op, work)?;
+        let mut arguments = vec![out.argument(), self.q.data().argument()];
+        if how.kernel == PAIRS.kernel {
+            arguments.push(self.scale.data().argument());
         }
         arguments.push(bytes_of(&count));
-        self.launch(kernel, self.each(units), &arguments, x.q.shape())?;
-        x.sums.push((len, out.clone()));
-        Ok(Some(out))
+        cuda.launch(how.kernel, cuda.each(work), &arguments, self.q.shape())?;
+        self.derived.push((how.kernel, out.clone()));
+        Ok(out)
     }
 }
 

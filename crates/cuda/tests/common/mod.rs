@@ -1,5 +1,8 @@
 //! A device for tests.
 
+#[allow(dead_code)]
+pub(crate) mod linear;
+
 use samebits_cuda::Cuda;
 
 /// The device, with memory of its own: of the driver that is found with `SAMEBITS_CUDA_DRIVER`, of the stand-in otherwise. Each
