@@ -75,7 +75,7 @@ fn layers() -> Vec<Case> {
     const OF_32: [(usize, usize); 4] = [(17, 1056), (67, 2592), (65, 1536), (2, 34048)];
     const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 35072)];
     const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
-    const TOKENS: [usize; 5] = [1, 3, 8, 9, 67];
+    const TOKENS: [usize; 6] = [1, 2, 3, 8, 9, 67];
     const ONLY_FEW: usize = 8192;
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized());
     let quantized = quantized.map(|&format| (format, if format.block_len() == 32 { OF_32 } else { OF_256 }));

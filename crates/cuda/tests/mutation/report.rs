@@ -140,8 +140,9 @@ impl Report {
         }
         if let Some(path) = &options.document {
             let text = format!(
-                "{}\n\n## What they are\n\n{}\n## What is not noticed\n\n{}",
+                "{}\n\nThis is of `cargo xtask mutate cuda{}`.\n\n## What they are\n\n{}\n## What is not noticed\n\n{}",
                 HEAD,
+                options.arguments(),
                 self.table(),
                 self.survivors()
             );
@@ -173,4 +174,5 @@ Written by `cargo xtask mutate cuda`, from PTX as the tree ships it. A mutant is
 operator (crates/ptx-sim/README.md has the list). It runs on the cases of the op suite that execute its line, and some more, on the
 stand-in for the driver with every check on and each tensor in memory of its own, warps from the first and then from the last. It is
 noticed by a check, by other bits, or since it does not end. One that is not shows a case that is missing, or changes nothing that
-a result depends on.";
+a result depends on. Float arithmetic rounded otherwise than to nearest is not tried: a test of the tree refuses such PTX
+before anything runs (`cargo xtask ptx`).";

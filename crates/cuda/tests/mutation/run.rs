@@ -68,6 +68,14 @@ impl Options {
     }
 }
 
+impl Options {
+    /// How much is run, as arguments of the task.
+    pub(crate) fn arguments(&self) -> String {
+        let minutes = self.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
+        format!("{minutes} --seed {}", self.seed)
+    }
+}
+
 /// What cases execute: the lines of each kernel, and how long they take.
 struct Coverage {
     cases: Vec<(f64, HashMap<String, HashSet<u32>>)>,
