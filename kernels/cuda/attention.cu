@@ -184,7 +184,9 @@ struct Loader {
 #pragma unroll
         for (u32 i = 0; i < COUNT; i++) {
             u64 row = at[i] == NO_ROW ? 0 : at[i];
-            for (u32 block = 0; block < blocks; block++) {
+#pragma unroll
+            for (u32 block = 0; block < S::blocks; block++) {
+                if (block >= blocks) break;
                 float* to = &shared.k_scale[block][i * S::threads + threadIdx.x];
                 copy_later<4>(to, work.k_scale + row * blocks + block, at[i] != NO_ROW);
             }

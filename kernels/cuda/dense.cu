@@ -194,16 +194,19 @@ struct Reader {
 template <class T>
 __device__ __forceinline__ void multiply(
     float (&sums)[OWN_ROWS][OWN_TOKENS], const Operands& from, u32 columns, u32 first_row, u32 first_token) {
-#pragma unroll 4
-    for (u32 column = 0; column < columns; column++) {
-        float w[EACH];
-        read_floats(w, &from.w[column][first_row]);
-        float4 tokens = *(const float4*)&from.x[column][first_token];
-        float x[OWN_TOKENS] = {tokens.x, tokens.y, tokens.z, tokens.w};
+#pragma unroll 1
+    for (u32 first = 0; first < columns; first += EACH) {
 #pragma unroll
-        for (u32 i = 0; i < OWN_ROWS * OWN_TOKENS; i++) {
-            float& sum = sums[i / OWN_TOKENS][i % OWN_TOKENS];
-            sum = T::add(sum, w[i / OWN_TOKENS], x[i % OWN_TOKENS]);
+        for (u32 column = first; column < first + EACH; column++) {
+            float w[EACH];
+            read_floats(w, &from.w[column][first_row]);
+            float4 tokens = *(const float4*)&from.x[column][first_token];
+            float x[OWN_TOKENS] = {tokens.x, tokens.y, tokens.z, tokens.w};
+#pragma unroll
+            for (u32 i = 0; i < OWN_ROWS * OWN_TOKENS; i++) {
+                float& sum = sums[i / OWN_TOKENS][i % OWN_TOKENS];
+                sum = T::add(sum, w[i / OWN_TOKENS], x[i % OWN_TOKENS]);
+            }
         }
     }
 }

@@ -151,6 +151,7 @@ struct Few {
         // Lanes past the end compute what nobody adds.
         u32 unit = min(tile * WARP + lane, units - 1);
         Rows rows = load(first_row, unit);
+        // The terms of the task before have been added.
         __syncwarp();
         if constexpr (LANES == 1) {
             terms_of_32(terms, rows, unit);
@@ -326,7 +327,6 @@ __device__ __forceinline__ void few(
             work.task(terms[warp], first_row + group * Work::GROUP, tile);
             __syncwarp();
             work.add_spans(terms[warp], sums + group * Work::PAIRS, tile, first);
-            __syncwarp();
         }
         __syncthreads();
         if (threadIdx.x < PAIRS && threadIdx.x % M < m) {
