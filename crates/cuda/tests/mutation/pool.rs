@@ -12,6 +12,9 @@ const LEFT_OUT: [Group; 4] = [Group::LinearDense, Group::NormLinears, Group::Fee
 /// Begins the names of cases for launches as they are on a device.
 pub(crate) const WIDE: &str = "wide/";
 
+/// Begins the names of cases for a device whose layers are products of bf16.
+pub(crate) const BF16: &str = "bf16/";
+
 /// A format of each kind of kernel.
 const FORMATS: [Format; 8] = [
     Format::F32,
@@ -87,7 +90,15 @@ fn layers() -> Vec<Case> {
         };
         shapes.into_iter().flat_map(of)
     };
-    quantized.chain(dense).flat_map(layers).collect()
+    let by_bf16 = Format::ALL.into_iter().filter(|format| format.is_quantized()).flat_map(|format| {
+        let shapes = if format.block_len() == 32 { OF_32 } else { OF_256 };
+        let shapes = shapes.into_iter().filter(|&(_, cols)| cols < ONLY_FEW);
+        shapes.map(move |(rows, cols)| {
+            let case = layer(format, 67, rows, cols);
+            Case { name: format!("{BF16}{}", case.name), ..case }
+        })
+    });
+    quantized.chain(dense).flat_map(layers).chain(by_bf16).collect()
 }
 
 fn layer(format: Format, tokens: usize, rows: usize, cols: usize) -> Case {

@@ -31,6 +31,8 @@ struct Worker {
     narrow: Cuda,
     /// Whose launches are as they are on a device; for cases whose names begin with [`pool::WIDE`].
     wide: Cuda,
+    /// Of an architecture whose layers are products of bf16; for cases whose names begin with [`pool::BF16`].
+    bf16: Cuda,
     cases: Vec<Case>,
     /// Of kernels that are not changed.
     expected: HashMap<usize, Outcome>,
@@ -42,8 +44,8 @@ pub(crate) fn serve() {
         return;
     }
     let sim = Sim::alone().expect("the stand-in for the driver");
-    let (narrow, wide) = open();
-    let mut worker = Worker { sim, narrow, wide, cases: pool::cases(), expected: HashMap::new() };
+    let [narrow, wide, bf16] = open(&sim);
+    let mut worker = Worker { sim, narrow, wide, bf16, cases: pool::cases(), expected: HashMap::new() };
     for line in stdin().lock().lines() {
         let line = line.expect("a request");
         let mut words = line.split(' ');
@@ -65,9 +67,13 @@ fn number(text: &str) -> usize {
 }
 
 /// Devices on which a byte behind a tensor is out of bounds.
-fn open() -> (Cuda, Cuda) {
+fn open(sim: &Sim) -> [Cuda; 3] {
     let builder = Cuda::builder().memory_bytes(64 << 20).tensors_apart();
-    (builder.blocks_max(2).open().expect("a device"), builder.open().expect("a device"))
+    let [narrow, wide] = [builder.blocks_max(2), builder].map(|builder| builder.open().expect("a device"));
+    sim.set("PTX_SIM_CAPABILITY", "103");
+    let bf16 = builder.open().expect("a device");
+    sim.set("PTX_SIM_CAPABILITY", "90");
+    [narrow, wide, bf16]
 }
 
 impl Worker {
@@ -111,7 +117,7 @@ impl Worker {
         self.sim.reset();
         if is_fault && self.outcome(cases[0]).is_err() {
             // What was issued before the fault is in an unknown state.
-            (self.narrow, self.wide) = open();
+            [self.narrow, self.wide, self.bf16] = open(&self.sim);
         }
         found.unwrap_or_else(|| json!({ "killed": null }))
     }
@@ -133,7 +139,11 @@ impl Worker {
 
     fn outcome(&self, index: usize) -> Outcome {
         let case = &self.cases[index];
-        let cuda = if case.name.starts_with(pool::WIDE) { &self.wide } else { &self.narrow };
+        let cuda = match &case.name {
+            name if name.starts_with(pool::WIDE) => &self.wide,
+            name if name.starts_with(pool::BF16) => &self.bf16,
+            _ => &self.narrow,
+        };
         case.run(cuda).map_err(|error| error.to_string())
     }
 }
