@@ -229,6 +229,12 @@ fn attention(prefix: &str) -> Vec<Case> {
             cases.push(attention_case(prefix, head_dim, params, batch));
         }
     }
+    // Every key of a tile is the newest and the oldest that some row sees.
+    for head_dim in [64, 128, 256] {
+        for batch in [vec![(0, 168)], (0..168).map(|past| (past, 1)).collect()] {
+            cases.push(attention_case(prefix, head_dim, &params(Some(40), None), &batch));
+        }
+    }
     cases
 }
 
