@@ -505,8 +505,8 @@ __device__ __forceinline__ void write(
     }
 }
 
-// All tiles of a block's rows, one after the other, or the one of number `blockIdx.y / runs`, where `runs` is the most sequences that
-// a block's tokens may be of. The values of a tile come while its
+// All tiles of a block's rows, one after the other, or the one of number `blockIdx.y / runs`, where `runs` is the most changes of
+// sequence, and one, that a block's tokens may have. The values of a tile come while its
 // keys are multiplied, the keys of the next while values are.
 template <class S>
 __device__ __forceinline__ void attend(const Outputs& outputs, const Work& work) {

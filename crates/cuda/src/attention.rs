@@ -20,6 +20,9 @@ const CHUNK: usize = 16;
 /// Blocks of threads that fill a device. Fewer have their tiles computed side by side.
 const FILL: usize = 512;
 
+/// Blocks that a grid may have in its second direction.
+const DOWN_MAX: usize = 65_535;
+
 /// Bytes that the outputs of single tiles may take.
 const STATES: usize = 64 << 20;
 
@@ -115,7 +118,9 @@ impl Cuda {
         let group = heads / cache.shape.kv_heads.max(1);
         let per_block = if tokens <= sequences { 1 } else { (kernels.rows() / group.max(1)).max(1) };
         let work = work(q, cache, batch, params, per_block)?;
-        let (runs, tiles) = (per_block.min(sequences), work.tiles as usize);
+        // Tokens of several sequences may stand in any order.
+        let runs = if sequences == 1 { 1 } else { per_block.min(tokens) };
+        let tiles = work.tiles as usize;
         let blocks = tokens.div_ceil(per_block) * cache.shape.kv_heads * group.div_ceil(kernels.rows());
         let (threads, shared) = (extent(OP, kernels.warps * WARP)?, extent(OP, kernels.shared())?);
         let grid = |down: usize| -> Result<Grid> {
@@ -125,7 +130,7 @@ impl Cuda {
         let sums = tiles * tokens * heads * 2 * size_of::<f32>();
         let outs = sums / 2 * head_dim;
         let fill = FILL.min(self.shared.blocks_max as usize);
-        if blocks * runs * kernels.warps >= fill || tiles == 1 || outs > STATES {
+        if blocks * kernels.warps >= fill || tiles == 1 || outs > STATES || tiles * runs > DOWN_MAX {
             let outputs = [out.address(), 0, 0];
             self.launch(kernels.name, grid(runs)?, &[bytes_of(&outputs), bytes_of(&work)], q.shape())?;
             return Ok(self.floats(q.shape(), out));

@@ -23,6 +23,8 @@ struct Case {
     soft_cap: Option<f32>,
     sequences: Sequences,
     page_size: usize,
+    /// Whether tokens of different sequences take turns.
+    is_mixed_up: bool,
 }
 
 /// Numbers between -1 and 1, the same for the same seed.
@@ -67,12 +69,15 @@ impl Case {
         };
         let slots = Tensor::of(backend, [all.len()], &all).unwrap();
         backend.store_kv(&mut cache, &keys(1, 3.0), &keys(2, 1.0), &slots).unwrap();
-        let new: Vec<(i32, i32)> = self
+        let mut new: Vec<(i32, i32)> = self
             .sequences
             .iter()
             .enumerate()
             .flat_map(|(s, &(past, new))| (past..past + new).map(move |position| (s as i32, position as i32)))
             .collect();
+        if self.is_mixed_up {
+            new.sort_by_key(|&(sequence, position)| (position * 7 % 11, sequence));
+        }
         let of = |numbers: Vec<i32>, dims: &[usize]| Tensor::of(backend, dims, &numbers).unwrap();
         let tables: Vec<i32> = (0..lens.len())
             .flat_map(|s| (0..max_pages).map(move |entry| (s, entry)))
@@ -115,8 +120,16 @@ fn heads_of_every_width() {
         let window = [None, Some(100), Some(1)][i % 3];
         let soft_cap = (i % 2 == 1).then_some(20.0);
         for sequences in [DECODE, MIXED] {
-            let case =
-                Case { kv_heads: 2, group: 1 + i % 4, head_dim, window, soft_cap, sequences, page_size: 16 };
+            let case = Case {
+                kv_heads: 2,
+                group: 1 + i % 4,
+                head_dim,
+                window,
+                soft_cap,
+                sequences,
+                page_size: 16,
+                is_mixed_up: false,
+            };
             case.check();
         }
     }
@@ -127,8 +140,17 @@ fn heads_of_every_width() {
 fn groups_of_every_size() {
     for (i, group) in [1, 7, 8, 9, 16, 33, 64, 65].into_iter().enumerate() {
         let sequences = [DECODE, MIXED, PREFILL][i % 3];
-        Case { kv_heads: 1, group, head_dim: 64, window: None, soft_cap: None, sequences, page_size: 128 }
-            .check();
+        Case {
+            kv_heads: 1,
+            group,
+            head_dim: 64,
+            window: None,
+            soft_cap: None,
+            sequences,
+            page_size: 128,
+            is_mixed_up: false,
+        }
+        .check();
         Case {
             kv_heads: 3,
             group,
@@ -137,6 +159,7 @@ fn groups_of_every_size() {
             soft_cap: None,
             sequences: DECODE,
             page_size: 1,
+            is_mixed_up: false,
         }
         .check();
     }
@@ -145,9 +168,36 @@ fn groups_of_every_size() {
 #[test]
 fn so_many_blocks_that_tiles_are_done_one_after_the_other() {
     let sequences: Sequences = &[(130, 1); 257];
-    Case { kv_heads: 2, group: 2, head_dim: 32, window: None, soft_cap: None, sequences, page_size: 64 }
-        .check();
+    Case {
+        kv_heads: 2,
+        group: 2,
+        head_dim: 32,
+        window: None,
+        soft_cap: None,
+        sequences,
+        page_size: 64,
+        is_mixed_up: false,
+    }
+    .check();
     let sequences: Sequences = &[(200, 130), (3, 1), (256, 2)];
-    Case { kv_heads: 12, group: 8, head_dim: 128, window: None, soft_cap: None, sequences, page_size: 64 }
-        .check();
+    Case {
+        kv_heads: 12,
+        group: 8,
+        head_dim: 128,
+        window: None,
+        soft_cap: None,
+        sequences,
+        page_size: 64,
+        is_mixed_up: false,
+    }
+    .check();
+}
+
+#[test]
+fn tokens_in_any_order() {
+    for (head_dim, sequences) in [(64, MIXED), (128, &[(9, 30), (140, 31)])] {
+        let (window, soft_cap, is_mixed_up) = (Some(90), None, true);
+        Case { kv_heads: 2, group: 3, head_dim, window, soft_cap, sequences, page_size: 32, is_mixed_up }
+            .check();
+    }
 }
