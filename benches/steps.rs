@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use samebits::{
     MemoryPlan, RunnerConfig,
     checkpoint::{Checkpoint, resolve},
-    engine::{Batch, BatchSeq, PageId, Runner},
+    engine::{Batch, BatchSeq, PageId, Runner, Wanted},
     runner::ModelRunner,
 };
 use samebits_cpu::Cpu;
@@ -41,7 +41,7 @@ fn batch(runner: &dyn Runner, sequences: usize, past: usize, tokens: usize) -> B
         batch.tokens.extend((0..tokens).map(|i| ((i * 37 + sequence * 101) % 40_000) as u32));
         batch.positions.extend((past..past + tokens).map(|position| position as u32));
         let pages = (0..pages_each).map(|i| PageId((sequence * pages_each + i) as u32)).collect();
-        batch.seqs.push(BatchSeq { tokens: first..batch.tokens.len(), pages, logits: true });
+        batch.seqs.push(BatchSeq { tokens: first..batch.tokens.len(), pages, logits: Wanted::Row });
     }
     batch
 }

@@ -14,7 +14,7 @@ use samebits_checkpoint::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use samebits_cpu::{Cpu, Host, Isa};
-use samebits_engine::{Batch, BatchSeq, PageId, Runner};
+use samebits_engine::{Batch, BatchSeq, PageId, Runner, Wanted};
 use samebits_models::Model;
 use samebits_nn::{Loader, Step};
 use samebits_runner::{RunnerConfig, step_inputs};
@@ -163,7 +163,7 @@ fn perplexity<B: Backend>(backend: B) -> (f64, Vec<usize>) {
     let mut caches = model.caches(&backend, 16, 32).unwrap();
     let (mut surprise, mut likeliest) = (0.0, Vec::new());
     for window in text().chunks_exact(512) {
-        let seq = BatchSeq { tokens: 0..512, pages: (0..16).map(PageId).collect(), logits: true };
+        let seq = BatchSeq { tokens: 0..512, pages: (0..16).map(PageId).collect(), logits: Wanted::Row };
         let batch = Batch { tokens: window.to_vec(), positions: (0..512).collect(), seqs: vec![seq] };
         let rows: Vec<i32> = (256..511).collect();
         let logits = Tensor::of(&backend, [rows.len()], &rows).unwrap();

@@ -30,7 +30,8 @@ modules!(
     "linear_bf16",
     "probe",
     "reduce",
-    "rows"
+    "rows",
+    "top_k"
 );
 
 #[cfg(test)]

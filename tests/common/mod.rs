@@ -13,7 +13,7 @@ use samebits_checkpoint::Checkpoint;
 use samebits_cpu::Cpu;
 use samebits_engine::{
     Batch, BatchSeq, Engine, Event, PageId, Request, RequestError, RequestId, Runner, SamplingParams,
-    Vocabulary,
+    Vocabulary, Wanted,
 };
 use samebits_kernels::cpu::flush_subnormals;
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
@@ -83,7 +83,7 @@ pub(crate) fn batch(parts: &[(&[PageId], usize, &[u32])]) -> Batch {
         batch.tokens.extend_from_slice(tokens);
         batch.positions.extend((start..start + tokens.len()).map(|position| position as u32));
         let tokens = first..batch.tokens.len();
-        batch.seqs.push(BatchSeq { tokens, pages: pages.to_vec(), logits: true });
+        batch.seqs.push(BatchSeq { tokens, pages: pages.to_vec(), logits: Wanted::Row });
     }
     batch
 }

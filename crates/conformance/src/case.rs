@@ -85,6 +85,8 @@ pub enum Op {
     Softmax,
     /// [`Tensor::soft_cap`].
     SoftCap(f32),
+    /// [`Tensor::top_k`] with this `k`.
+    TopK(usize),
 }
 
 /// How the tokens of an attention case are fed.
@@ -150,6 +152,7 @@ impl Case {
             Op::Activate(activation) => one(i[0].activate(*activation)),
             Op::Softmax => one(i[0].softmax()),
             Op::SoftCap(cap) => one(i[0].soft_cap(*cap)),
+            Op::TopK(k) => one(i[0].top_k(*k)),
         }
     }
 

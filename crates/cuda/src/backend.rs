@@ -231,6 +231,10 @@ impl Backend for Cuda {
     fn soft_cap(&self, x: &Tensor<Self>, cap: f32) -> Result<Tensor<Self>> {
         Ok(self.floats(x.shape(), self.mapped("soft_cap", &[x], DType::F32, &[cap, 1.0 / cap])?))
     }
+
+    fn top_k(&self, x: &Tensor<Self>, k: usize) -> Result<Tensor<Self>> {
+        self.greatest(x, k)
+    }
 }
 
 impl Cuda {

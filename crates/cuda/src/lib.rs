@@ -43,6 +43,7 @@ mod rows;
 mod spans;
 mod staging;
 mod steps;
+mod top_k;
 mod weight;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -23,9 +23,24 @@ pub struct BatchSeq {
     /// Its block table. Position `p` lives in slot `pages[p / page_size] * page_size + p % page_size`; the table
     /// covers every position of the sequence up to and including this step's last.
     pub pages: Vec<PageId>,
-    /// Whether the logits of its last token are wanted.
-    pub logits: bool,
+    /// What is wanted of the logits of its last token.
+    pub logits: Wanted,
 }
+
+/// What a step returns of a row of logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing, since more of the prompt is to come.
+    #[default]
+    Nothing,
+    /// At least so many of its greatest, from 1 to [`LEADING_MAX`]; a runner may return the whole row instead.
+    Leading(usize),
+    /// The whole row.
+    Row,
+}
+
+/// Most logits of a row that are wanted without the others.
+pub const LEADING_MAX: usize = 64;
 
 impl Batch {
     /// Whether there is nothing to compute.
@@ -35,7 +50,12 @@ impl Batch {
 
     /// How many rows of logits the step returns.
     pub fn logit_rows(&self) -> usize {
-        self.seqs.iter().filter(|seq| seq.logits).count()
+        self.wanted().count()
+    }
+
+    /// What is wanted of each row that the step returns.
+    pub fn wanted(&self) -> impl Iterator<Item = Wanted> + '_ {
+        self.seqs.iter().map(|seq| seq.logits).filter(|&wanted| wanted != Wanted::Nothing)
     }
 
     pub(crate) fn clear(&mut self) {
@@ -45,7 +65,7 @@ impl Batch {
     }
 
     /// Appends `tokens`, the first of them at absolute position `start`.
-    pub(crate) fn push(&mut self, tokens: &[TokenId], start: usize, pages: &[PageId], logits: bool) {
+    pub(crate) fn push(&mut self, tokens: &[TokenId], start: usize, pages: &[PageId], logits: Wanted) {
         let first = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((start..start + tokens.len()).map(|position| position as u32));

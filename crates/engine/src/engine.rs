@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use thiserror::Error;
 
 use crate::{
-    AdmitError, Batch, Constraint, FinishReason, Limits, Logits, Logprobs, PageLeak, Request, RequestError,
-    RequestId, RequestLimits, Runner, RunnerError, Sampled, Scratch, StopCause, TokenId, Usage, Vocabulary,
+    AdmitError, Batch, Constraint, FinishReason, Limits, Logits, LogitsRow, Logprobs, PageLeak, Request,
+    RequestError, RequestId, RequestLimits, Runner, RunnerError, Sampled, Scratch, StopCause, TokenId, Usage,
+    Vocabulary,
     scheduler::{Part, Scheduler},
     sequence::{Accepted, Finish, Sequence},
 };
@@ -407,7 +408,7 @@ impl Engine {
     }
 
     /// Samples one sequence's next token.
-    fn advance(&mut self, arrival: u64, logits: &mut [f32]) {
+    fn advance(&mut self, arrival: u64, logits: LogitsRow<'_>) {
         let Some(sequence) = self.scheduler.running_mut(arrival) else { return };
         let Sampled { token, logprobs } = match sequence.sample(logits, &mut self.scratch) {
             Ok(sampled) => sampled,

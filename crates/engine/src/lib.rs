@@ -39,7 +39,7 @@ mod sequence;
 mod stop;
 mod weights;
 
-pub use batch::{Batch, BatchSeq};
+pub use batch::{Batch, BatchSeq, LEADING_MAX, Wanted};
 pub use blocks::{BlockManager, BlockTable, PageId, PageLeak};
 pub use constraint::{Constraint, ConstraintError, TokenSet};
 pub use detokenize::Detokenizer;
@@ -49,6 +49,7 @@ pub use request::{
     StopCause, TokenId, Usage, Vocabulary,
 };
 pub use rng::{philox4x32_10, random_bits};
-pub use runner::{Limits, Logits, Runner, RunnerError};
+pub use runner::{Limits, Logits, LogitsRow, Runner, RunnerError};
 pub use sampler::{Logprobs, NumericalError, SAMPLER_VERSION, Sampled, Sampler, Scratch};
+pub use select::Candidate;
 pub use stop::StopMatcher;

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::Batch;
+use crate::{Batch, Candidate};
 
 /// A model on a device, with its key-value pages. The only dynamic seam between serving and tensors.
 ///
@@ -18,8 +18,8 @@ pub trait Runner: Send {
     /// When the step could not be started; nothing is then in flight and nothing is to be waited for.
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError>;
 
-    /// Waits for the oldest submitted step and returns its logits: one row for each sequence that wanted them, in
-    /// batch order.
+    /// Waits for the oldest submitted step and returns its logits: one row for each sequence that wanted something of them, in
+    /// batch order. See [`Wanted`](crate::Wanted).
     ///
     /// # Errors
     /// Whatever the device reports; the step is over either way, and its page writes are then not to be trusted.
@@ -76,15 +76,36 @@ impl Limits {
     }
 }
 
-/// Rows of f32 logits on the host, row-major `[rows, vocab_size]`.
+/// Rows of f32 logits on the host, each whole or its greatest alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     vocab_size: usize,
-    data: Vec<f32>,
+    /// Of each row the place of its first value; empty where all rows are whole.
+    places: Vec<Place>,
+    /// `[whole rows, vocab_size]`.
+    whole: Vec<f32>,
+    /// `[other rows, count]`, each in descending order.
+    leading: Vec<Candidate>,
+    count: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Whole(usize),
+    Leading(usize),
+}
+
+/// A row of [`Logits`].
+#[derive(Debug, PartialEq)]
+pub enum LogitsRow<'a> {
+    /// All logits, by token.
+    Whole(&'a mut [f32]),
+    /// The greatest in descending order, equals by ascending token; NaN and +inf come before all others.
+    Leading(&'a [Candidate]),
 }
 
 impl Logits {
-    /// Wraps `data` as rows of `vocab_size`.
+    /// Wraps `data` as whole rows of `vocab_size`.
     ///
     /// # Errors
     /// [`RunnerError::Protocol`] when `data` is not a whole number of rows.
@@ -93,32 +114,70 @@ impl Logits {
             let detail = format!("{} logits are not whole rows of {vocab_size}", data.len());
             return Err(RunnerError::Protocol { detail });
         }
-        Ok(Self { vocab_size, data })
+        Ok(Self { vocab_size, places: Vec::new(), whole: data, leading: Vec::new(), count: 0 })
     }
 
-    /// All rows.
+    /// Rows of which those that `is_whole` names are in `whole [rows, vocab_size]`, and of the others the `count` greatest in
+    /// `leading [rows, count]`, ordered as in [`LogitsRow::Leading`].
+    ///
+    /// # Errors
+    /// [`RunnerError::Protocol`] when there is not exactly that much of each.
+    pub fn mixed(
+        vocab_size: usize,
+        is_whole: impl IntoIterator<Item = bool>,
+        whole: Vec<f32>,
+        count: usize,
+        leading: Vec<Candidate>,
+    ) -> Result<Self, RunnerError> {
+        let (mut wholes, mut others) = (0, 0);
+        let mut place = |is_whole: bool| {
+            let (rows, width) = if is_whole { (&mut wholes, vocab_size) } else { (&mut others, count) };
+            *rows += 1;
+            if is_whole { Place::Whole((*rows - 1) * width) } else { Place::Leading((*rows - 1) * width) }
+        };
+        let places = is_whole.into_iter().map(&mut place).collect();
+        if (wholes * vocab_size, others * count) != (whole.len(), leading.len()) {
+            let (whole, leading) = (whole.len(), leading.len());
+            let detail =
+                format!("{whole} logits and {leading} leading ones are not {wholes} and {others} rows");
+            return Err(RunnerError::Protocol { detail });
+        }
+        Ok(Self { vocab_size, places, whole, leading, count })
+    }
+
+    /// The values of all whole rows.
     pub fn into_values(self) -> Vec<f32> {
-        self.data
+        self.whole
     }
 
     /// How many rows there are.
     pub fn rows(&self) -> usize {
-        self.data.len() / self.vocab_size
+        if self.places.is_empty() { self.whole.len() / self.vocab_size } else { self.places.len() }
     }
 
-    /// Logits in a row.
+    /// Logits in a whole row.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The row of the `i`-th sequence of the batch that wanted logits. Panics when `i >= rows()`.
+    /// The row of the `i`-th sequence of the batch that wanted logits. Panics when `i >= rows()`, or it is not whole.
     pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.vocab_size..][..self.vocab_size]
+        match self.place(i) {
+            Place::Whole(start) => &self.whole[start..][..self.vocab_size],
+            Place::Leading(_) => panic!("row {i} is not whole"),
+        }
     }
 
-    /// [`Logits::row`], for changing in place.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[i * self.vocab_size..][..self.vocab_size]
+    /// The `i`-th row as it is, a whole one for changing in place. Panics when `i >= rows()`.
+    pub fn row_mut(&mut self, i: usize) -> LogitsRow<'_> {
+        match self.place(i) {
+            Place::Whole(start) => LogitsRow::Whole(&mut self.whole[start..][..self.vocab_size]),
+            Place::Leading(start) => LogitsRow::Leading(&self.leading[start..][..self.count]),
+        }
+    }
+
+    fn place(&self, i: usize) -> Place {
+        if self.places.is_empty() { Place::Whole(i * self.vocab_size) } else { self.places[i] }
     }
 }
 
@@ -190,6 +249,19 @@ mod tests {
         assert_eq!((logits.rows(), logits.row(1)), (2, &[3.0, 4.0, 5.0][..]));
         assert!(matches!(Logits::new(3, vec![0.0; 4]), Err(RunnerError::Protocol { .. })));
         assert!(Logits::new(0, vec![]).is_err());
+    }
+
+    #[test]
+    fn rows_of_both_kinds_keep_their_order() {
+        let leading = vec![(7, 3.0), (2, 1.0), (0, 9.0), (1, 8.0)];
+        let kinds = [false, true, false];
+        let mut logits = Logits::mixed(3, kinds, vec![0.0, 1.0, 2.0], 2, leading.clone()).unwrap();
+        assert_eq!((logits.rows(), logits.row(1)), (3, &[0.0, 1.0, 2.0][..]));
+        assert_eq!(logits.row_mut(0), LogitsRow::Leading(&leading[..2]));
+        assert_eq!(logits.row_mut(1), LogitsRow::Whole(&mut [0.0, 1.0, 2.0]));
+        assert_eq!(logits.row_mut(2), LogitsRow::Leading(&leading[2..]));
+        let error = Logits::mixed(3, kinds, vec![0.0; 3], 2, leading[1..].to_vec()).unwrap_err();
+        assert!(error.to_string().contains("3 logits and 3 leading ones are not 1 and 2 rows"), "{error}");
     }
 
     #[test]

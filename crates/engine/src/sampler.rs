@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use crate::{
-    SamplingParams, TokenId, TokenSet,
+    LEADING_MAX, SamplingParams, TokenId, TokenSet, Wanted,
     rng::random_bits,
     select::{Candidate, arg_max, descending, keep_mass, leading},
     weights::{UNIT, Weigher, fraction, pick},
@@ -138,6 +138,42 @@ impl Sampler {
         Ok(Sampled { token, logprobs: Some(Logprobs { chosen: raw.logprob(logit), top: raw.top }) })
     }
 
+    /// What [`Sampler::sample`] needs of a row, of which `banned` may not be sampled: the greatest logits alone, where no rule
+    /// changes a logit and no more of them can be chosen.
+    pub fn wanted(&self, banned: &[TokenId]) -> Wanted {
+        let SamplingParams { temperature, top_k, logprobs, ref logit_bias, .. } = self.params;
+        let is_as_it_came = banned.is_empty() && logit_bias.is_empty() && self.seen.is_empty();
+        match if temperature == 0.0 { 1 } else { top_k } {
+            count @ 1..=LEADING_MAX if is_as_it_came && logprobs.is_none() => Wanted::Leading(count),
+            _ => Wanted::Row,
+        }
+    }
+
+    /// Chooses as [`Sampler::sample`] does of the whole row, of which these are the greatest in descending order: at least as many
+    /// as [`Sampler::wanted`] says, or all.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn sample_leading(
+        &self,
+        leading: &[Candidate],
+        position: u64,
+        scratch: &mut Scratch,
+    ) -> Result<Sampled, NumericalError> {
+        let (token, greatest) = first_of(leading)?;
+        if self.params.temperature == 0.0 {
+            return Ok(Sampled { token, logprobs: None });
+        }
+        let weigher = Weigher::new(greatest, self.params.temperature);
+        let kept = &mut scratch.candidates;
+        kept.clear();
+        let possible =
+            leading.iter().take(self.params.top_k).filter(|candidate| candidate.1 > f32::NEG_INFINITY);
+        kept.extend(possible);
+        self.trim(weigher, kept);
+        Ok(Sampled { token: self.draw(weigher, position, kept), logprobs: None })
+    }
+
     /// Rules 2 to 11.
     fn choose(
         &self,
@@ -152,16 +188,20 @@ impl Sampler {
             return Ok(greatest as TokenId);
         }
         let weigher = Weigher::new(logits[greatest], self.params.temperature);
-        let bits = random_bits(self.params.seed, position);
-        let SamplingParams { top_k, top_p, min_p, .. } = self.params;
+        let SamplingParams { seed, top_k, top_p, min_p, .. } = self.params;
         if (top_k == 0 || top_k >= logits.len()) && top_p == 1.0 && min_p == 0.0 {
+            let bits = random_bits(seed, position);
             return Ok(weigher.draw(logits, bits, &mut scratch.spans) as TokenId);
         }
-        let kept = &mut scratch.candidates;
-        self.cut(logits, weigher, kept);
+        self.cut(logits, weigher, &mut scratch.candidates);
+        Ok(self.draw(weigher, position, &mut scratch.candidates))
+    }
+
+    /// Rule 11, of the candidates that are left.
+    fn draw(&self, weigher: Weigher, position: u64, kept: &mut [Candidate]) -> TokenId {
         kept.sort_unstable_by_key(|&(token, _)| token);
-        let target = fraction(bits, mass(weigher, kept));
-        Ok(kept[pick(kept.iter().map(|&(_, logit)| weigher.weight(logit)), target).0].0)
+        let target = fraction(random_bits(self.params.seed, position), mass(weigher, kept));
+        kept[pick(kept.iter().map(|&(_, logit)| weigher.weight(logit)), target).0].0
     }
 
     /// Rules 2 to 5. Each token is its own, so their order does not matter.
@@ -208,11 +248,9 @@ impl Sampler {
         let least = libm::log(f64::from(min_p));
         if top_k > 0 {
             leading(logits, top_k, kept);
-            if top_p < 1.0 {
-                let enough = enough(top_p, mass(weigher, kept));
-                keep_mass(kept, enough, |candidates| mass(weigher, candidates));
-            }
-        } else if top_p < 1.0 {
+            return self.trim(weigher, kept);
+        }
+        if top_p < 1.0 {
             let enough = enough(top_p, weigher.mass(logits));
             leading_mass(logits, weigher, enough, kept);
             keep_mass(kept, enough, |candidates| mass(weigher, candidates));
@@ -223,6 +261,30 @@ impl Sampler {
             );
         }
         kept.retain(|&(_, logit)| weigher.exponent(logit) >= least);
+    }
+
+    /// Rules 9 and 10, of what top-k has left.
+    fn trim(&self, weigher: Weigher, kept: &mut Vec<Candidate>) {
+        let SamplingParams { top_p, min_p, .. } = self.params;
+        if top_p < 1.0 {
+            let enough = enough(top_p, mass(weigher, kept));
+            keep_mass(kept, enough, |candidates| mass(weigher, candidates));
+        }
+        let least = libm::log(f64::from(min_p));
+        kept.retain(|&(_, logit)| weigher.exponent(logit) >= least);
+    }
+}
+
+/// The greatest of a row.
+///
+/// # Errors
+/// When it is NaN, +inf or -inf: where a logit is NaN or +inf, the first such comes first.
+fn first_of(leading: &[Candidate]) -> Result<Candidate, NumericalError> {
+    match leading.first() {
+        Some(&(token, logit)) if logit.is_nan() => Err(NumericalError::NotANumber { token }),
+        Some(&(token, f32::INFINITY)) => Err(NumericalError::Infinite { token }),
+        Some(&greatest) if greatest.1 > f32::NEG_INFINITY => Ok(greatest),
+        _ => Err(NumericalError::NoCandidate),
     }
 }
 

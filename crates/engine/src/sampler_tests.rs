@@ -205,11 +205,52 @@ fn params() -> impl Strategy<Value = SamplingParams> {
     })
 }
 
+/// The head of a full sort, in which what is no number comes first.
+fn leading_of(row: &[f32], count: usize) -> Vec<Candidate> {
+    let rank = |logit: f32| if logit < f32::INFINITY { logit } else { f32::INFINITY };
+    let mut all: Vec<Candidate> = (0..).zip(row.iter().copied()).collect();
+    all.sort_by(|a, b| rank(b.1).partial_cmp(&rank(a.1)).unwrap());
+    all.truncate(count);
+    all
+}
+
+#[test]
+fn the_whole_row_is_wanted_where_a_rule_changes_a_logit() {
+    let wanted = |params: SamplingParams| Sampler::new(params, &[3]).wanted(&[]);
+    let (greedy, base) = (SamplingParams::greedy, SamplingParams::default);
+    assert_eq!(wanted(greedy()), Wanted::Leading(1));
+    assert_eq!(wanted(SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.1, ..base() }), Wanted::Leading(40));
+    assert_eq!(wanted(SamplingParams { top_k: LEADING_MAX + 1, ..base() }), Wanted::Row);
+    assert_eq!(wanted(base()), Wanted::Row);
+    assert_eq!(wanted(SamplingParams { logprobs: Some(0), ..greedy() }), Wanted::Row);
+    assert_eq!(wanted(SamplingParams { logit_bias: vec![(0, 1.0)], ..greedy() }), Wanted::Row);
+    assert_eq!(wanted(SamplingParams { repetition_penalty: 1.1, ..greedy() }), Wanted::Row);
+    let mut sampler = Sampler::new(SamplingParams { presence_penalty: 0.1, ..greedy() }, &[3]);
+    assert_eq!((sampler.wanted(&[]), sampler.wanted(&[5])), (Wanted::Leading(1), Wanted::Row));
+    sampler.observe(4);
+    assert_eq!(sampler.wanted(&[]), Wanted::Row);
+}
+
 proptest! {
     #[test]
     fn the_fast_way_gives_the_token_of_the_book(row in rows(), params in params(), position in 0u64..1 << 40) {
         let expected = by_the_book(&params, &row, position);
         prop_assert_eq!(sample(params, &row, position).unwrap().token, expected);
+    }
+
+    #[test]
+    fn the_leading_logits_give_what_the_row_gives(
+        mut row in rows(), params in params(), position in 0u64..1 << 40, more in 0usize..3,
+        bad in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(vec![f32::NAN, f32::INFINITY])), 0..3),
+    ) {
+        let sampler = Sampler::new(params, &[]);
+        let Wanted::Leading(count) = sampler.wanted(&[]) else { return Ok(()) };
+        let is_bad = position % 8 == 0;
+        let len = row.len();
+        bad.into_iter().filter(|_| is_bad).for_each(|(at, logit)| row[at.index(len)] = logit);
+        let leading = leading_of(&row, count + more);
+        let expected = sampler.sample(&mut row.clone(), position, &[], &mut Scratch::default());
+        prop_assert_eq!(sampler.sample_leading(&leading, position, &mut Scratch::default()), expected);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Batch, BlockManager, BlockTable, Limits, sequence::Sequence};
+use crate::{Batch, BlockManager, BlockTable, Limits, Wanted, sequence::Sequence};
 
 /// Continuous batching, first come first served.
 ///
@@ -29,6 +29,7 @@ pub(crate) struct Scheduler {
 pub(crate) struct Part {
     pub(crate) arrival: u64,
     pub(crate) tokens: usize,
+    /// Whether the step returns something of its logits.
     pub(crate) logits: bool,
 }
 
@@ -171,7 +172,8 @@ impl Step<'_> {
         self.budget -= tokens;
         let (start, end) = (sequence.computed, sequence.computed + tokens);
         let logits = end == sequence.tokens.len();
-        self.batch.push(&sequence.tokens[start..end], start, sequence.pages.pages(), logits);
+        let wanted = if logits { sequence.wanted() } else { Wanted::Nothing };
+        self.batch.push(&sequence.tokens[start..end], start, sequence.pages.pages(), wanted);
         self.parts.push(Part { arrival: sequence.arrival, tokens, logits });
     }
 }

@@ -3,7 +3,7 @@
 use crate::{NumericalError, TokenId};
 
 /// A token and its logit.
-pub(crate) type Candidate = (TokenId, f32);
+pub type Candidate = (TokenId, f32);
 
 /// Logits a pass looks at together; small enough to stay in registers and the nearest cache.
 const CHUNK: usize = 64;

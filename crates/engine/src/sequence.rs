@@ -1,9 +1,9 @@
 //! One request on its way: its tokens, what of them is computed, and its output so far.
 
 use crate::{
-    AdmitError, BlockTable, Constraint, ConstraintError, Detokenizer, FinishReason, Limits, Request,
-    RequestError, RequestId, Sampled, Sampler, Scratch, Stop, StopCause, StopMatcher, TokenId, Usage,
-    Vocabulary, select::arg_max,
+    AdmitError, BlockTable, Constraint, ConstraintError, Detokenizer, FinishReason, Limits, LogitsRow,
+    Request, RequestError, RequestId, Sampled, Sampler, Scratch, Stop, StopCause, StopMatcher, TokenId,
+    Usage, Vocabulary, Wanted, select::arg_max,
 };
 
 /// A live request.
@@ -79,14 +79,28 @@ impl Sequence {
         self.computed = 0;
     }
 
+    /// What of the next token's logits it is sampled from.
+    pub(crate) fn wanted(&self) -> Wanted {
+        match self.constraint {
+            Some(_) => Wanted::Row,
+            None => self.sampler.wanted(self.output.banned(self.output_tokens())),
+        }
+    }
+
     /// Samples the next token.
     pub(crate) fn sample(
         &mut self,
-        logits: &mut [f32],
+        logits: LogitsRow<'_>,
         scratch: &mut Scratch,
     ) -> Result<Sampled, RequestError> {
         let position = self.tokens.len();
         let numerical = |error| RequestError::Numerical { position, error };
+        let logits = match logits {
+            LogitsRow::Whole(logits) => logits,
+            LogitsRow::Leading(leading) => {
+                return self.sampler.sample_leading(leading, position as u64, scratch).map_err(numerical);
+            }
+        };
         if let Some(constraint) = &mut self.constraint {
             // Before the mask can hide a NaN.
             arg_max(logits).map_err(numerical)?;
@@ -300,7 +314,7 @@ mod tests {
         let mut sequence = sequence(9, stop);
         sequence.sampler = Sampler::new(SamplingParams::greedy(), &[]);
         let mut logits = vec![9.0, 1.0, 2.0, 3.0, 3.0, 0.0, 0.0, 8.0];
-        assert_eq!(sequence.sample(&mut logits, &mut Scratch::default()).unwrap().token, 3);
+        assert_eq!(sequence.sample(LogitsRow::Whole(&mut logits), &mut Scratch::default()).unwrap().token, 3);
     }
 
     /// Allows token 0 alone.
@@ -320,9 +334,10 @@ mod tests {
     fn a_constraint_masks_tokens_but_hides_no_nan() {
         let mut sequence = sequence(9, Stop::default());
         sequence.constraint = Some(Box::new(Zero));
-        let sampled = sequence.sample(&mut [0.0, 90.0], &mut Scratch::default());
+        let sampled = sequence.sample(LogitsRow::Whole(&mut [0.0, 90.0]), &mut Scratch::default());
         assert_eq!(sampled.unwrap().token, 0);
-        let error = sequence.sample(&mut [0.0, f32::NAN], &mut Scratch::default()).unwrap_err();
+        let error =
+            sequence.sample(LogitsRow::Whole(&mut [0.0, f32::NAN]), &mut Scratch::default()).unwrap_err();
         assert!(matches!(error, RequestError::Numerical { position: 1, .. }), "{error}");
     }
 

@@ -10,7 +10,7 @@ use samebits_checkpoint::Checkpoint;
 use samebits_conformance::{Compiled, Group, Report, Subject, check_sample};
 use samebits_cpu::Cpu;
 use samebits_cuda::Cuda;
-use samebits_engine::{Batch, BatchSeq, PageId, Runner, RunnerError};
+use samebits_engine::{Batch, BatchSeq, PageId, Runner, RunnerError, Wanted};
 use samebits_hlo::{Argument, Device as Compiles, DeviceError, Options, Program};
 use samebits_runner::{MemoryPlan, RunnerConfig};
 use samebits_tensor::{HostTensor, contract::NUMERICS_VERSION};
@@ -173,7 +173,11 @@ fn compare(expected: &mut dyn Runner, found: &mut dyn Runner) -> Result<ModelTes
         let tokens: Vec<u32> = step.clone().map(|i| (i * i * 7 + 5) as u32 % 300).collect();
         let batch = Batch {
             positions: step.clone().map(|position| position as u32).collect(),
-            seqs: vec![BatchSeq { tokens: 0..tokens.len(), pages: vec![PageId(0), PageId(1)], logits: true }],
+            seqs: vec![BatchSeq {
+                tokens: 0..tokens.len(),
+                pages: vec![PageId(0), PageId(1)],
+                logits: Wanted::Row,
+            }],
             tokens,
         };
         let start = Instant::now();

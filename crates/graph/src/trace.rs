@@ -393,4 +393,7 @@ impl Backend for Trace {
     fn soft_cap(&self, x: &Tensor<Self>, cap: f32) -> Result<Tensor<Self>> {
         self.scope(format_args!("soft_cap"), || decompose::soft_cap(x, cap))
     }
+    fn top_k(&self, x: &Tensor<Self>, k: usize) -> Result<Tensor<Self>> {
+        self.scope(format_args!("top_k"), || decompose::top_k(x, k))
+    }
 }

@@ -1,4 +1,4 @@
-use samebits_engine::{Batch, BatchSeq};
+use samebits_engine::{Batch, BatchSeq, Wanted};
 use samebits_nn::Step;
 use samebits_tensor::{AttentionBatch, Backend, HostTensor, Result, StepInput, StepKey, Tensor, try_map};
 
@@ -51,7 +51,7 @@ impl Inputs {
             self.sequences.extend(positions.iter().map(|_| i as i32));
             self.tables.extend(seq.pages.iter().map(|page| page.0 as i32));
             self.tables.resize((i + 1) * width, 0);
-            if seq.logits {
+            if seq.logits != Wanted::Nothing {
                 self.logits.push(seq.tokens.end as i32 - 1);
             }
         }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn seq(tokens: std::ops::Range<usize>, pages: &[u32]) -> BatchSeq {
-        BatchSeq { tokens, pages: pages.iter().map(|&page| PageId(page)).collect(), logits: true }
+        BatchSeq { tokens, pages: pages.iter().map(|&page| PageId(page)).collect(), logits: Wanted::Row }
     }
 
     #[test]

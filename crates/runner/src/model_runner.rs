@@ -3,10 +3,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use samebits_engine::{Batch, Limits, Logits, Runner, RunnerError};
+use samebits_engine::{Batch, Candidate, Limits, Logits, Runner, RunnerError, TokenId, Wanted};
 use samebits_models::Model;
 use samebits_nn::{Config, Loader, Result as LoadResult, WeightSource};
-use samebits_tensor::{Backend, KvCache, Tensor};
+use samebits_tensor::{Backend, KvCache, Result, Tensor};
 
 use crate::{MemoryPlan, RunnerConfig, inputs::Inputs};
 
@@ -30,7 +30,17 @@ const ALIKE: usize = 512;
 
 enum Submitted<B: Backend> {
     Inputs(Inputs),
-    Logits(Tensor<B>),
+    Logits(Answer<B>),
+}
+
+/// What is wanted of the logits of a step, still on the backend.
+struct Answer<B: Backend> {
+    /// f32 `[rows, vocab_size]`.
+    whole: Tensor<B>,
+    /// i32 `[rows, 2, k]`: the greatest of other rows, as [`Tensor::top_k`] tells them.
+    leading: Option<Tensor<B>>,
+    /// Of each row whether it is whole; empty where all are.
+    is_whole: Vec<bool>,
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -115,7 +125,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
         let mut inputs = self.spare_inputs.pop().unwrap_or_default();
         inputs.fill(batch, self.limits.page_size, self.least_width(batch));
         let submitted = match self.backend.is_asynchronous() {
-            true => Submitted::Logits(self.forward(inputs)?),
+            true => {
+                let logits = self.forward(inputs)?;
+                let answer = Answer::of(logits, batch).map_err(|error| self.failed("top_k", error))?;
+                Submitted::Logits(answer)
+            }
             false => Submitted::Inputs(inputs),
         };
         self.submitted.push_back(submitted);
@@ -123,18 +137,65 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn wait(&mut self) -> Result<Logits, RunnerError> {
-        let logits = match self.submitted.pop_front() {
-            Some(Submitted::Logits(logits)) => logits,
-            Some(Submitted::Inputs(inputs)) => self.forward(inputs)?,
+        let answer = match self.submitted.pop_front() {
+            Some(Submitted::Logits(answer)) => answer,
+            Some(Submitted::Inputs(inputs)) => Answer::from(self.forward(inputs)?),
             None => return Err(RunnerError::Protocol { detail: "wait without a submitted step".into() }),
         };
         let mut values = self.spare_logits.pop().unwrap_or_default();
-        values.resize(logits.shape().elements(), 0.0);
-        logits.read(&mut values).map_err(|error| self.failed("download", error))?;
-        Logits::new(self.limits.vocab_size, values)
+        values.resize(answer.whole.shape().elements(), 0.0);
+        let leading = answer.read(&mut values).map_err(|error| self.failed("download", error))?;
+        match answer.leading {
+            None => Logits::new(self.limits.vocab_size, values),
+            Some(found) => {
+                Logits::mixed(self.limits.vocab_size, answer.is_whole, values, found.dims()[2], leading)
+            }
+        }
     }
 
     fn reuse(&mut self, logits: Logits) {
         self.spare_logits.push(logits.into_values());
+    }
+}
+
+impl<B: Backend> From<Tensor<B>> for Answer<B> {
+    fn from(whole: Tensor<B>) -> Self {
+        Answer { whole, leading: None, is_whole: Vec::new() }
+    }
+}
+
+impl<B: Backend> Answer<B> {
+    /// Finds the greatest of the rows of which no more is wanted, all as many as any of them wants.
+    fn of(logits: Tensor<B>, batch: &Batch) -> Result<Self> {
+        let most = batch.wanted().filter_map(|wanted| match wanted {
+            Wanted::Leading(count) => Some(count),
+            _ => None,
+        });
+        let Some(most) = most.max() else { return Ok(logits.into()) };
+        let is_whole: Vec<bool> = batch.wanted().map(|wanted| wanted == Wanted::Row).collect();
+        let those = |whole: bool| -> Result<Tensor<B>> {
+            let rows = (0..).zip(&is_whole).filter(|&(_, &is_whole)| is_whole == whole).map(|(row, _)| row);
+            let rows: Vec<i32> = rows.collect();
+            if rows.len() == is_whole.len() {
+                return Ok(logits.clone());
+            }
+            logits.gather(&Tensor::of(logits.backend(), [rows.len()], &rows)?)
+        };
+        let leading = those(false)?.top_k(most.min(logits.dims()[1]))?;
+        Ok(Answer { whole: those(true)?, leading: Some(leading), is_whole })
+    }
+
+    /// Copies the whole rows to the host, and returns the greatest of the others, row after row.
+    fn read(&self, whole: &mut [f32]) -> Result<Vec<Candidate>> {
+        if !whole.is_empty() {
+            self.whole.read(whole)?;
+        }
+        let Some(leading) = &self.leading else { return Ok(Vec::new()) };
+        let found = leading.to_vec::<i32>()?;
+        let pairs = found.chunks_exact(2 * leading.dims()[2]).flat_map(|row| {
+            let (tokens, bits) = row.split_at(row.len() / 2);
+            tokens.iter().zip(bits)
+        });
+        Ok(pairs.map(|(&token, &bits)| (token as TokenId, f32::from_bits(bits as u32))).collect())
     }
 }

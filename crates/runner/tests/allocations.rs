@@ -7,7 +7,7 @@ use std::{
 };
 
 use samebits_cpu::Cpu;
-use samebits_engine::{Batch, BatchSeq, PageId, Runner};
+use samebits_engine::{Batch, BatchSeq, PageId, Runner, Wanted};
 use samebits_nn::{Architecture, Config, LayerType, RopeScaling, WeightError, WeightSource};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Activation, Format, HostWeight, testing::random_blocks};
@@ -126,7 +126,7 @@ fn decode(position: usize) -> Batch {
         tokens: (0..SEQUENCES).map(|sequence| ((position * 7 + sequence) % 300) as u32).collect(),
         positions: vec![position as u32; SEQUENCES],
         seqs: (0..SEQUENCES)
-            .map(|i| BatchSeq { tokens: i..i + 1, pages: pages(i as u32), logits: true })
+            .map(|i| BatchSeq { tokens: i..i + 1, pages: pages(i as u32), logits: Wanted::Row })
             .collect(),
     }
 }

@@ -353,6 +353,10 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn soft_cap(&self, x: &Tensor<Self>, cap: f32) -> Result<Tensor<Self>> {
         decompose::soft_cap(x, cap)
     }
+    /// The `k` greatest of each row of `x [m, n]`, as i32 `[m, 2, k]`. See [`decompose::top_k`].
+    fn top_k(&self, x: &Tensor<Self>, k: usize) -> Result<Tensor<Self>> {
+        decompose::top_k(x, k)
+    }
 }
 
 #[cfg(test)]

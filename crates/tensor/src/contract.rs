@@ -34,3 +34,6 @@ pub const W16_MAX_RECIPROCAL: f32 = 1.0 / 65535.0;
 /// The score of a masked key, and the running maximum before the first tile. Finite, so that no NaN arises
 /// from the difference of two infinities.
 pub const MASKED: f32 = f32::MIN;
+
+/// Most elements of a row that [`crate::Tensor::top_k`] tells.
+pub const TOP_K_MAX: usize = 64;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Backend, DType, Error, Result, Tensor, Weight,
-    contract::{ATTENTION_TILE, HEAD_BLOCK},
+    contract::{ATTENTION_TILE, HEAD_BLOCK, TOP_K_MAX},
     tensor::{check, expect_dtype},
 };
 
@@ -313,6 +313,19 @@ impl<B: Backend> Tensor<B> {
         expect_dtype("soft_cap", self, DType::F32)?;
         check(cap > 0.0 && cap.is_finite(), "soft_cap", || format!("cap {cap}"))?;
         self.backend().soft_cap(self, cap)
+    }
+
+    /// The `k` greatest of each row of `self [m, n]`, as i32 `[m, 2, k]`: their columns, and the bits of their values. In
+    /// descending order, lower columns first among equals; an infinity and NaN are the greatest there are, and equals.
+    ///
+    /// # Errors
+    /// If `k` is 0, above [`TOP_K_MAX`], or above the row's length.
+    pub fn top_k(&self, k: usize) -> Result<Tensor<B>> {
+        self.expect_rows("top_k", &[])?;
+        let n = self.dims()[1];
+        let fits = (1..=TOP_K_MAX.min(n)).contains(&k);
+        check(fits, "top_k", || format!("{k} of {n} columns, where 1 to {TOP_K_MAX} can be told"))?;
+        self.backend().top_k(self, k)
     }
 
     fn expect_input_of(&self, weight: &Weight<B>) -> Result<()> {

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use samebits::{
     Loaded,
-    engine::{Batch, BatchSeq, PageId, Runner},
+    engine::{Batch, BatchSeq, PageId, Runner, Wanted},
     runner::{StepPart, StepWork},
 };
 
@@ -161,7 +161,8 @@ fn append(batch: &mut Batch, page: usize, pages: usize, part: StepPart, vocab_si
     batch.tokens.extend(positions.clone().map(|position| token(position) as u32));
     batch.positions.extend(positions.map(|position| position as u32));
     let pages = (page..page + pages).map(|page| PageId(page as u32)).collect();
-    batch.seqs.push(BatchSeq { tokens: start..batch.tokens.len(), pages, logits: part.logits });
+    let logits = if part.logits { Wanted::Row } else { Wanted::Nothing };
+    batch.seqs.push(BatchSeq { tokens: start..batch.tokens.len(), pages, logits });
 }
 
 #[cfg(test)]

@@ -79,6 +79,8 @@ pub enum Group {
     Softmax,
     /// [`samebits_tensor::Backend::soft_cap`].
     SoftCap,
+    /// [`samebits_tensor::Backend::top_k`].
+    TopK,
     /// A row alone has the bits that it has in a batch.
     BatchInvariance,
     /// A prompt fed in pieces has the bits of a prompt fed at once.
@@ -184,6 +186,7 @@ groups! {
     Activate "activate" reference(rows::activate());
     Softmax "softmax" reference(rows::softmax());
     SoftCap "soft_cap" reference(rows::soft_cap());
+    TopK "top_k" reference(rows::top_k());
     BatchInvariance "batch_invariance" invariance(invariance::batch());
     ChunkInvariance "chunk_invariance" invariance(invariance::chunk());
     PaddingInvariance "padding_invariance" invariance(invariance::padding());

@@ -2,7 +2,7 @@
 
 use samebits_tensor::{Activation, DType, HostTensor};
 
-use super::values::{case, edges_f32, f32s, indices};
+use super::values::{case, edges_f32, f32s, floats, indices};
 use crate::{Case, Op, Rng};
 
 /// Row lengths around the 128 lanes of `sum`, and a model's.
@@ -110,6 +110,43 @@ pub(super) fn soft_cap() -> Vec<Case> {
         }
     }
     cases
+}
+
+pub(super) fn top_k() -> Vec<Case> {
+    let shapes = [
+        (0, 5, 1),
+        (1, 1, 1),
+        (2, 7, 7),
+        (3, 64, 64),
+        (4, 65, 2),
+        (2, 129, 5),
+        (3, 1031, 40),
+        (1, 4096, 64),
+        (2, 4097, 3),
+        (1, 8200, 20),
+        (2, 12_289, 1),
+    ];
+    let kinds = ["bells", "any", "ties", "bad"];
+    let pairs = shapes.into_iter().flat_map(|shape| kinds.map(|kind| (shape, kind)));
+    pairs.map(|((m, n, k), kind)| top_k_case(m, n, k, kind)).collect()
+}
+
+fn top_k_case(m: usize, n: usize, k: usize, kind: &str) -> Case {
+    let name = format!("top_k/m={m},n={n},k={k}/{kind}");
+    let mut rng = Rng::named(&name);
+    let mut values = if kind == "any" { floats(&mut rng, m * n) } else { rng.bells(m * n) };
+    match kind {
+        // Zeros of both signs are equals.
+        "ties" => values.iter_mut().for_each(|x| *x = (*x * 1.5).round()),
+        // A row of minus infinities, and the two that come before all numbers.
+        "bad" => {
+            values.iter_mut().take(n).for_each(|x| *x = f32::NEG_INFINITY);
+            let bad = [f32::NAN, f32::INFINITY, f32::NAN];
+            (0..values.len().min(3)).for_each(|i| values[rng.below(m * n)] = bad[i]);
+        }
+        _ => {}
+    }
+    case(name, Op::TopK(k), vec![f32s([m, n], &values)])
 }
 
 /// Shapes of matrices with a factor on their values: ordinary, nearly subnormal squares, overflowing squares.

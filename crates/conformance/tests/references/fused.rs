@@ -219,6 +219,25 @@ fn soft_cap() {
     }
 }
 
+/// The head of a full sort.
+#[test]
+fn top_k() {
+    for (case, found) in results(Group::TopK) {
+        let Op::TopK(k) = case.op else { panic!("{}", case.name) };
+        let rows = crate::f32s(&case.inputs[0]);
+        let found = found[0].to_vec::<i32>().expect("i32");
+        for (row, found) in rows.chunks_exact(case.inputs[0].shape()[1]).zip(found.chunks_exact(2 * k)) {
+            let rank = |column: usize| if row[column] < f32::INFINITY { row[column] } else { f32::INFINITY };
+            let mut columns: Vec<usize> = (0..row.len()).collect();
+            columns.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).expect("no NaN"));
+            columns.truncate(k);
+            let bits = columns.iter().map(|&column| row[column].to_bits().cast_signed());
+            let expected: Vec<i32> = columns.iter().map(|&column| column as i32).chain(bits).collect();
+            assert_eq!(found, expected, "{}", case.name);
+        }
+    }
+}
+
 #[test]
 fn embedding() {
     for (case, found) in results(Group::Embedding) {

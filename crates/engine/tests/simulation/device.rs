@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use samebits_engine::{Batch, BatchSeq, Limits, Logits, PageId, Runner, RunnerError};
+use samebits_engine::{Batch, BatchSeq, Limits, Logits, PageId, Runner, RunnerError, TokenId, Wanted};
 
 pub(crate) const VOCAB: usize = 48;
 
@@ -185,7 +185,7 @@ impl Runner for FakeDevice {
         self.trace
             .lock()
             .unwrap()
-            .push(batch.seqs.iter().map(|seq| (seq.tokens.len(), seq.logits)).collect());
+            .push(batch.seqs.iter().map(|seq| (seq.tokens.len(), seq.logits != Wanted::Nothing)).collect());
         self.in_flight = Some(batch.clone());
         Ok(())
     }
@@ -204,19 +204,34 @@ impl Runner for FakeDevice {
                 self.slots[slot] = Some((batch.tokens[index], position));
             }
         }
-        let mut data = Vec::new();
-        for seq in batch.seqs.iter().filter(|seq| seq.logits) {
+        let (mut is_whole, mut data, mut leading) = (Vec::new(), Vec::new(), Vec::new());
+        for seq in batch.seqs.iter().filter(|seq| seq.logits != Wanted::Nothing) {
             let last = batch.positions[seq.tokens.end - 1];
             let history = (0..=last).map(|position| {
                 let (token, written) = self.slots[self.slot(seq, position)].expect("the slot was written");
                 // A wrong position in the slot is somebody else's or stale: it changes the hash.
                 if written == position { token } else { token + 1000 }
             });
-            data.extend(logits_after(history));
+            let row = logits_after(history);
+            // Only a wish: a device may return whole rows.
+            let is_leading = matches!(seq.logits, Wanted::Leading(_)) && self.random.below(4) > 0;
+            is_whole.push(!is_leading);
+            match is_leading {
+                true => leading.extend(descending(&row)),
+                false => data.extend(row),
+            }
         }
         if self.chaos.wrong_shape {
+            is_whole.push(true);
             data.extend([0.0; VOCAB]);
         }
-        Logits::new(VOCAB, data)
+        Logits::mixed(VOCAB, is_whole, data, VOCAB, leading)
     }
+}
+
+/// All logits of a row as a device hands out the greatest.
+fn descending(row: &[f32]) -> Vec<(TokenId, f32)> {
+    let mut all: Vec<_> = (0..).zip(row.iter().copied()).collect();
+    all.sort_by(|a: &(TokenId, f32), b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all
 }

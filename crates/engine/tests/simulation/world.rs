@@ -337,16 +337,24 @@ impl World {
 }
 
 fn sampling(random: &mut Random) -> SamplingParams {
-    SamplingParams {
+    let cuts = SamplingParams {
         temperature: random.pick(&[0.0, 0.3, 1.0, 1.7]),
         top_k: random.pick(&[0, 0, 1, 5, 40]),
         top_p: random.pick(&[1.0, 1.0, 0.9, 0.3]),
         min_p: random.pick(&[0.0, 0.0, 0.05, 1.0]),
+        seed: random.next(),
+        ..SamplingParams::default()
+    };
+    // Without penalties and the like a few logits may be enough.
+    if random.below(3) == 0 {
+        return cuts;
+    }
+    SamplingParams {
         repetition_penalty: random.pick(&[1.0, 1.0, 1.3, 0.8]),
         frequency_penalty: random.pick(&[0.0, 0.0, 0.7, -0.4]),
         presence_penalty: random.pick(&[0.0, 0.0, 0.5]),
         logit_bias: (0..random.below(3)).map(|at| (at as TokenId * 7, random.pick(&[-100.0, 2.5]))).collect(),
-        seed: random.next(),
         logprobs: random.pick(&[None, None, Some(0), Some(3)]),
+        ..cuts
     }
 }

@@ -239,7 +239,7 @@ impl<D: Device> Runner for CompiledRunner<D> {
     fn submit(&mut self, batch: &Batch) -> Result<(), RunnerError> {
         let mut inputs = Inputs::default();
         inputs.fill(batch, self.limits.page_size, 0);
-        let rows = batch.seqs.iter().filter(|seq| seq.logits).count();
+        let rows = batch.logit_rows();
         let context = batch.positions.iter().max().map_or(0, |&last| last as usize + 1);
         let bucket = self.bucket(batch.tokens.len(), context, rows)?;
         let logits = self.start(&inputs, bucket)?;

@@ -11,6 +11,7 @@ mod math;
 mod norm;
 mod reduce;
 mod rope;
+mod top_k;
 
 pub use attention::{attention, quantize_heads, store_kv};
 pub use linear::{embedding, feed_forward, linear, quantize_blocks};
@@ -18,3 +19,4 @@ pub use math::{activate, exp, glu, sigmoid, soft_cap, tanh};
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use reduce::{add_in_order, sum_last};
 pub use rope::rope;
+pub use top_k::top_k;
