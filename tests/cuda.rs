@@ -5,15 +5,15 @@
 mod common;
 
 use common::{
-    GGUF, NAMES,
+    GGUF, NAMES, batch,
     compiled::{check_chunks, check_shared_pages, crowded, engine, on_cpu, plan, serve, serve_on, small},
-    prompt, tiny,
+    pages, prompt, tiny,
 };
 use ptx_sim::{Checks, Sim};
 use samebits::{Device, DeviceOptions, self_test};
 use samebits_checkpoint::Checkpoint;
 use samebits_cuda::Cuda;
-use samebits_engine::Runner;
+use samebits_engine::{LogitsRow, Runner, Wanted};
 use samebits_runner::{MemoryPlan, ModelRunner};
 
 fn cuda() -> Cuda {
@@ -63,6 +63,32 @@ fn smollm2() {
     let tokens: Vec<u32> = (0..37).map(|i| (i * i * 31 + 17) % 40_000).collect();
     let mut runner = on_cuda(&checkpoint, &plan(&checkpoint));
     check_chunks(&mut *runner, &checkpoint, "SmolLM2", &tokens, &[16, 16, 1, 1, 1, 2]);
+}
+
+/// Rows of which the host gets the greatest alone, beside one that it gets whole, with as many of each as are wanted of any.
+#[test]
+fn the_greatest_logits() {
+    let _sim = Sim::alone().unwrap();
+    let checkpoint = tiny("llama3");
+    let (plan, tokens) = (plan(&checkpoint), prompt());
+    let wanted = [Wanted::Leading(1), Wanted::Row, Wanted::Leading(5)];
+    let answer = |mut runner: Box<dyn Runner>, wanted: [Wanted; 3]| {
+        let pages: Vec<_> = (0..3).map(|i| pages(&*runner, 5, i, 3)).collect();
+        let parts: Vec<_> =
+            pages.iter().zip([1, 3, 5]).map(|(pages, n)| (&pages[..], 0, &tokens[..n])).collect();
+        let mut batch = batch(&parts);
+        batch.seqs.iter_mut().zip(wanted).for_each(|(seq, wanted)| seq.logits = wanted);
+        runner.submit(&batch).unwrap();
+        runner.wait().unwrap()
+    };
+    let expected = answer(on_cpu(&checkpoint, &plan), [Wanted::Row; 3]);
+    let mut found = answer(on_cuda(&checkpoint, &plan), wanted);
+    assert_eq!((found.rows(), found.row(1)), (3, expected.row(1)));
+    for row in [0, 2] {
+        let mut sorted: Vec<_> = (0..).zip(expected.row(row).iter().copied()).collect();
+        sorted.sort_by(|a: &(u32, f32), b| b.1.total_cmp(&a.1));
+        assert_eq!(found.row_mut(row), LogitsRow::Leading(&sorted[..5]));
+    }
 }
 
 #[test]

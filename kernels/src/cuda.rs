@@ -31,7 +31,8 @@ modules!(
     "probe",
     "reduce",
     "rows",
-    "top_k"
+    "top_k",
+    "unpack"
 );
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub use data::Data;
 
 use std::sync::Arc;
 
-use samebits_tensor::{Capabilities, Error, Format, Result};
+use samebits_tensor::{Capabilities, Error, Format, Result, contract};
 
 /// A candle device under one of two numerics.
 #[derive(Clone, Debug)]
@@ -68,6 +68,10 @@ impl Candle {
         let capabilities = Capabilities {
             name: name.into(),
             device: format!("candle {:?}", device.location()),
+            numerics: match numerics {
+                Numerics::Exact => contract::exact(),
+                Numerics::Float => "candle-float".into(),
+            },
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };

@@ -8,7 +8,7 @@ use samebits_kernels::{
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
     Error, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable,
-    Scalar, Shape, Tensor, UnaryOp, Weight,
+    Scalar, Shape, Tensor, UnaryOp, Weight, contract,
 };
 
 use crate::{
@@ -104,6 +104,7 @@ impl Builder {
         let capabilities = Capabilities {
             name: NAME.into(),
             device: format!("{}, {count} thread{}", isa.title(), if count == 1 { "" } else { "s" }),
+            numerics: contract::exact(),
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };

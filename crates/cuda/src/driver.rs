@@ -175,7 +175,7 @@ impl Driver {
     }
 
     /// Makes the context current on this thread.
-    fn bind(&self) -> Result<(), DriverError> {
+    pub(crate) fn bind(&self) -> Result<(), DriverError> {
         if CURRENT.get() != self.number {
             // SAFETY: the context is retained until this is dropped.
             unsafe { result::ctx::set_current(self.context)? };
@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// The stream that this thread's work goes to.
-    fn stream(&self) -> sys::CUstream {
+    pub(crate) fn stream(&self) -> sys::CUstream {
         if self.is_recording() { self.recording } else { self.stream }
     }
 

@@ -53,6 +53,30 @@ pub enum OpenError {
         /// What memory was asked for.
         what: &'static str,
     },
+    /// No cuBLASLt on this machine.
+    #[error(
+        "no cuBLASLt: none of {looked_for} could be loaded; install NVIDIA's cuBLAS, name its library in SAMEBITS_CUBLASLT, or leave numerics exact"
+    )]
+    NoBlas {
+        /// Names that were looked for.
+        looked_for: String,
+    },
+    /// A library that is not cuBLASLt, or part of one.
+    #[error("{library} has no function {function}; it is not cuBLASLt as it should be")]
+    BrokenBlas {
+        /// The library's name.
+        library: String,
+        /// What it lacks.
+        function: &'static str,
+    },
+    /// cuBLASLt refused to start.
+    #[error("{library}: {detail}")]
+    Blas {
+        /// The library's name.
+        library: String,
+        /// The call that failed, and the library's words.
+        detail: String,
+    },
     /// Any other failure of the driver.
     #[error("CUDA: {call}: {detail}")]
     Driver {

@@ -30,9 +30,11 @@
 
 mod attention;
 mod backend;
+mod blas;
 mod dense;
 mod driver;
 mod error;
+mod fast;
 mod kernels;
 mod layout;
 mod linear;
@@ -46,17 +48,22 @@ mod steps;
 mod top_k;
 mod weight;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use cudarc::driver::DriverError;
-use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape};
+use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape, contract};
 
 pub use error::OpenError;
+pub use fast::{FAST_BYTES, FAST_FROM, FAST_VERSION, Numerics};
 pub use memory::Buffer;
 pub use probe::{Hardware, Rates};
 pub use steps::RECORDED_STEPS;
 pub use weight::PackedWeight;
 
+use blas::Blas;
 use driver::{Driver, Grid};
 use error::words;
 use kernels::Kernels;
@@ -93,6 +100,8 @@ struct Shared {
     capabilities: Capabilities,
     /// Compute capability.
     capability: (i32, i32),
+    /// Of [`Numerics::Fast`].
+    blas: Option<Blas>,
 }
 
 /// A driver, and what its device is.
@@ -100,15 +109,19 @@ struct Opened {
     driver: Arc<Driver>,
     capabilities: Capabilities,
     capability: (i32, i32),
+    blas: Option<Blas>,
 }
 
 /// How a [`Cuda`] is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     ordinal: u32,
     memory_bytes: Option<u64>,
     is_apart: bool,
     blocks_max: Option<u32>,
+    numerics: Numerics,
+    blas: Option<PathBuf>,
+    scratch_bytes: Option<usize>,
 }
 
 impl Builder {
@@ -136,14 +149,33 @@ impl Builder {
         self
     }
 
+    /// How linear layers are computed; exactly by default.
+    pub fn numerics(mut self, numerics: Numerics) -> Self {
+        self.numerics = numerics;
+        self
+    }
+
+    /// The library of cuBLASLt, for [`Numerics::Fast`]; the one that the system finds by default.
+    pub fn cublaslt(mut self, path: impl Into<PathBuf>) -> Self {
+        self.blas = Some(path.into());
+        self
+    }
+
+    /// Bytes of weights that [`Numerics::Fast`] unpacks at once, 64 rows at least; 64 MiB by default.
+    pub fn scratch_bytes(mut self, bytes: usize) -> Self {
+        self.scratch_bytes = Some(bytes);
+        self
+    }
+
     /// Opens the device. Memory is reserved when the first tensor is made.
     ///
     /// # Errors
     /// [`OpenError`], which says what was looked for, and what to do.
     pub fn open(self) -> Result<Cuda, OpenError> {
-        let Opened { driver, capabilities, capability } = self.driver()?;
+        let (is_apart, blocks_max) = (self.is_apart, self.blocks_max.unwrap_or(layout::BLOCKS));
+        let Opened { driver, capabilities, capability, blas } = self.driver()?;
         let bytes = capabilities.memory_bytes.unwrap_or_default();
-        let memory = Memory::new(driver.clone(), bytes, self.is_apart);
+        let memory = Memory::new(driver.clone(), bytes, is_apart);
         let staging =
             Staging::new(driver.clone()).map_err(|error| OpenError::driver("cuMemHostAlloc", error))?;
         let kernels = Kernels::load(&driver)?;
@@ -155,9 +187,10 @@ impl Builder {
             fault: staging.fault(),
             staging: staging.into(),
             last: None.into(),
-            blocks_max: self.blocks_max.unwrap_or(layout::BLOCKS),
+            blocks_max,
             capabilities,
             capability,
+            blas,
         };
         Ok(Cuda { shared: Arc::new(shared) })
     }
@@ -172,16 +205,27 @@ impl Builder {
 
     fn driver(self) -> Result<Opened, OpenError> {
         let (driver, description) = Driver::open(self.ordinal)?;
+        let driver = Arc::new(driver);
+        let blas = match self.numerics {
+            Numerics::Exact => None,
+            Numerics::Fast => {
+                let scratch_bytes = self.scratch_bytes.unwrap_or(fast::SCRATCH_BYTES);
+                Some(Blas::open(driver.clone(), self.blas.as_deref(), scratch_bytes)?)
+            }
+        };
         let free = driver.free_memory().map_err(|error| OpenError::driver("cuMemGetInfo", error))? as u64;
         let (major, minor) = description.capability;
         let version = driver::version(description.driver_version);
         let capabilities = Capabilities {
             name: NAME.into(),
             device: format!("{}, sm_{major}{minor}, driver {version}", description.name),
+            numerics: blas
+                .as_ref()
+                .map_or_else(contract::exact, |blas| fast::name(blas, description.capability)),
             formats: Format::ALL.to_vec(),
             memory_bytes: Some(self.memory_bytes.unwrap_or(free - free / SPARED)),
         };
-        Ok(Opened { driver: Arc::new(driver), capabilities, capability: description.capability })
+        Ok(Opened { driver, capabilities, capability: description.capability, blas })
     }
 }
 

@@ -10,7 +10,7 @@ use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
 use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
 use samebits_runner::{CompiledRunner, DeviceMemory, MemoryPlan, ModelRunner, RunnerConfig};
-use samebits_tensor::{Backend, Capabilities, Format};
+use samebits_tensor::{Backend, Capabilities, Format, contract};
 
 use crate::{Error, NeuronOptions, packed_cache::PackedCache};
 
@@ -165,6 +165,7 @@ pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabili
             Capabilities {
                 name: samebits_hlo::Device::name(&device).into(),
                 device: format!("{platform} through {}, PJRT {major}.{minor}", path.display()),
+                numerics: contract::exact(),
                 formats: Format::ALL.to_vec(),
                 memory_bytes: samebits_hlo::Device::memory_bytes(&device),
             }

@@ -5,7 +5,7 @@ use samebits_neuron::{
     CacheMode, Compiler, NeffCache, NeuronDevice, NeuronError, OfflineDevice, Runtime,
     cores_per_logical_core, host_chip,
 };
-use samebits_tensor::{Capabilities, Format};
+use samebits_tensor::{Capabilities, Format, contract};
 
 use crate::device;
 
@@ -67,6 +67,7 @@ impl NeuronOptions {
         Ok(Capabilities {
             name: format!("neuron:{core}"),
             device: format!("{cores} cores through {path}, runtime {major}.{minor}.{patch}; {compiler}"),
+            numerics: contract::exact(),
             formats: Format::ALL.to_vec(),
             memory_bytes: Some(runtime.memory(core)?.bytes_limit * ranks as u64),
         })

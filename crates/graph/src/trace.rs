@@ -8,7 +8,7 @@ use std::{
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
     Format, HostTensor, HostWeight, KvCache, PlainWeight, Rank, Result, RopeTable, Scalar, Shape, Tensor,
-    UnaryOp, Weight, decompose,
+    UnaryOp, Weight, contract, decompose,
 };
 
 use crate::{Fill, Graph, GraphError, Node, NodeId, Op, graph::Recording};
@@ -50,6 +50,7 @@ impl Trace {
         let capabilities = Capabilities {
             name: "trace".into(),
             device: "records a graph".into(),
+            numerics: contract::exact(),
             formats: Format::ALL.to_vec(),
             memory_bytes: None,
         };

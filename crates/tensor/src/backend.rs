@@ -12,6 +12,9 @@ pub struct Capabilities {
     pub name: String,
     /// The device and the code path chosen on it, for people: `AVX-512 VNNI, 2 threads`.
     pub device: String,
+    /// Names the bits of its results, as part of a fingerprint: [`crate::contract::exact`] of a backend that keeps the contract, another
+    /// name for each other way to compute.
+    pub numerics: String,
     /// Block formats that [`Backend::pack`] takes.
     pub formats: Vec<Format>,
     /// Memory that weights and pages may fill, in bytes, where the device tells.

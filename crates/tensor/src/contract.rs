@@ -3,6 +3,11 @@
 /// Version of the contract that this build computes; part of every fingerprint.
 pub const NUMERICS_VERSION: u32 = 3;
 
+/// The name of this contract's bits, `exact-` and the version.
+pub fn exact() -> String {
+    format!("exact-{NUMERICS_VERSION}")
+}
+
 /// A scale below this magnitude, and an operand of a float dot product below it, counts as zero (rule R4):
 /// products of two such values, and every sum of them, then stay clear of the subnormal range.
 pub const TINY: f32 = 1.0 / (1u64 << 48) as f32;

@@ -12,7 +12,7 @@ use std::{
 
 use samebits_tensor::{
     Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType, Format, HostTensor, HostWeight, PlainWeight,
-    Result, Scalar, Shape, Tensor, UnaryOp, Weight,
+    Result, Scalar, Shape, Tensor, UnaryOp, Weight, contract,
 };
 
 pub use buffer::Buffer;
@@ -101,6 +101,7 @@ pub struct Host;
 static CAPABILITIES: LazyLock<Capabilities> = LazyLock::new(|| Capabilities {
     name: "host".into(),
     device: "scalar reference".into(),
+    numerics: contract::exact(),
     formats: Format::ALL.to_vec(),
     memory_bytes: None,
 });

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Done, Driver, Handle, INVALID_VALUE, api, kernel::KernelLaunch, put, refused};
+use super::{Done, Driver, Handle, INVALID_VALUE, api, blas::Product, kernel::KernelLaunch, put, refused};
 
 /// A piece of a stream's work.
 #[derive(Debug, Clone)]
@@ -32,6 +32,7 @@ pub(super) enum Node {
         pattern: [u8; 4],
         bytes: usize,
     },
+    Product(Arc<Product>),
     Host {
         function: unsafe extern "C" fn(*mut c_void),
         data: *mut c_void,
@@ -75,6 +76,7 @@ impl Driver {
                 self.arena()?.written(to, bytes as u64);
                 Ok(())
             }
+            Node::Product(ref product) => self.multiply(product),
             Node::Host { function, data } => {
                 // SAFETY: the caller of the API gave a function for this data.
                 unsafe { function(data) };

@@ -47,7 +47,7 @@ impl Driver {
     }
 
     /// Does a copy or a fill, or captures it.
-    fn transfer(&mut self, stream: Option<Handle>, node: Node) -> Done {
+    pub(super) fn transfer(&mut self, stream: Option<Handle>, node: Node) -> Done {
         self.current()?;
         if let Some(stream) = stream {
             let stream = self.stream(stream)?;

@@ -3,6 +3,7 @@
 //! Work is done when it is asked for. A fault of a kernel is returned from the next call on, as a real driver does, and from all
 //! that follow.
 
+mod blas;
 mod context;
 mod control;
 mod device;
@@ -21,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use blas::Blas;
 use graph::Node;
 use kernel::Function;
 use module::LoadedModule;
@@ -51,6 +53,7 @@ struct Driver {
     functions: HashMap<Handle, Function>,
     streams: HashMap<Handle, Stream>,
     events: HashMap<Handle, Event>,
+    blas: Blas,
     graphs: HashMap<Handle, Arc<Vec<Node>>>,
     executables: HashMap<Handle, Arc<Vec<Node>>>,
     /// Memory of the host by address, with its bytes.
@@ -79,6 +82,7 @@ impl Driver {
             functions: HashMap::new(),
             streams: HashMap::new(),
             events: HashMap::new(),
+            blas: Blas::default(),
             graphs: HashMap::new(),
             executables: HashMap::new(),
             pinned: BTreeMap::new(),
