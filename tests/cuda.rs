@@ -7,14 +7,14 @@ mod common;
 use common::{
     GGUF, NAMES, batch,
     compiled::{check_chunks, check_shared_pages, crowded, engine, on_cpu, plan, serve, serve_on, small},
-    pages, prompt, tiny,
+    pages, prompt, step, tiny,
 };
 use ptx_sim::{Checks, Sim};
 use samebits::{Device, DeviceOptions, self_test};
 use samebits_checkpoint::Checkpoint;
-use samebits_cuda::Cuda;
+use samebits_cuda::{Cuda, Numerics};
 use samebits_engine::{LogitsRow, Runner, Wanted};
-use samebits_runner::{MemoryPlan, ModelRunner};
+use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 
 fn cuda() -> Cuda {
     Cuda::builder().memory_bytes(512 << 20).open().unwrap()
@@ -109,6 +109,32 @@ fn requests_that_are_served_together_and_preempted() {
     let (found, errors, stats) = serve(on_cuda(&checkpoint, &plan));
     assert_eq!((found, errors.len()), (expected, 0));
     assert!(stats.preemptions > 0, "{stats:?}");
+}
+
+/// A prompt of more tokens than are computed exactly, by a model in mixed block formats.
+#[test]
+fn fast_numerics_are_close() {
+    let _sim = Sim::alone().unwrap();
+    let config = RunnerConfig { max_tokens_per_step: 80, ..small() };
+    for name in ["qwen3", "gguf/llama.mixed32.gguf"] {
+        let checkpoint = tiny(name);
+        let plan = MemoryPlan::new(&checkpoint.config, &*checkpoint.weights, &config, None).unwrap();
+        let logits = |cuda: Cuda| {
+            let (config_of_model, weights) = (&checkpoint.config, &*checkpoint.weights);
+            let mut runner =
+                ModelRunner::load(cuda, config_of_model, weights, &config, &plan, &|_| {}).unwrap();
+            let pages = pages(&runner, 70, 0, 1);
+            step(&mut runner, &batch(&[(&pages, 0, &prompt()[..70])])).remove(0)
+        };
+        let path = ptx_sim::library().unwrap();
+        let builder = Cuda::builder().memory_bytes(512 << 20).numerics(Numerics::Fast).cublaslt(path);
+        let (found, expected) = (logits(builder.open().unwrap()), logits(cuda()));
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let error: f64 = found.iter().zip(&expected).map(|(a, b)| square(a - b)).sum();
+        let relative = (error / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt();
+        // What docs/numerics.md has for activations of 8 bits, which one of the two rounds them to.
+        assert!(relative > 0.0 && relative < 0.06, "{name}: {relative}");
+    }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use samebits::{
-    CpuOptions, Device, Error, FinishReason, Message, Model, Params, Prompt, RunnerConfig, SamplingParams,
+    CpuOptions, CudaOptions, Device, DeviceOptions, Error, FinishReason, Message, Model, Numerics, Params,
+    Prompt, RunnerConfig, SamplingParams,
 };
 
 fn tiny(name: &str) -> String {
@@ -101,5 +102,9 @@ fn models_that_cannot_be_opened_say_why() {
     assert!(message.contains("kv_cache_memory_bytes"), "{message}");
     let odd = RunnerConfig { page_size: 24, ..RunnerConfig::default() };
     assert!(error(Model::builder(tiny("llama")).runner(odd).open()).contains("page_size is 24"));
+    let cuda = CudaOptions { numerics: Numerics::Fast, ..CudaOptions::default() };
+    let fast = DeviceOptions { cuda, ..DeviceOptions::default() };
+    let message = error(Model::builder(tiny("llama")).options(fast).open());
+    assert!(message.contains("the device cpu computes exactly"), "{message}");
     assert!("gpu".parse::<Device>().unwrap_err().to_string().contains("cpu, candle"));
 }

@@ -3,8 +3,8 @@ use std::{collections::hash_map::RandomState, hash::BuildHasher, num::NonZeroUsi
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use samebits::{
-    Builder, Chip, CpuOptions, Device, DeviceOptions, Isa, Model, NeuronOptions, Params, RunnerConfig,
-    SamplingParams, Stop, tensor::Format,
+    Builder, Chip, CpuOptions, CudaOptions, Device, DeviceOptions, Isa, Model, NeuronOptions, Numerics,
+    Params, RunnerConfig, SamplingParams, Stop, tensor::Format,
 };
 
 /// Runs language models with the same bits on every chip.
@@ -228,8 +228,21 @@ pub(crate) struct DeviceArgs {
     /// Instruction set of the CPU, as `samebits doctor` lists them; the best one if left out.
     #[arg(long, help_heading = "Device")]
     pub(crate) isa: Option<String>,
+    /// How cuda computes linear layers: exact, with the bits of every other device, or fast, through cuBLASLt in bf16 where a step has
+    /// more than 64 tokens. Fast promises no bits; docs/cuda.md has more.
+    #[arg(long, value_enum, default_value_t, help_heading = "Device")]
+    pub(crate) numerics: NumericsArg,
     #[command(flatten)]
     pub(crate) neuron: NeuronArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NumericsArg {
+    /// The contract's bits.
+    #[default]
+    Exact,
+    /// No bits promised, of cuda alone.
+    Fast,
 }
 
 /// For the device `neuron`; docs/neuron.md has more.
@@ -329,7 +342,12 @@ impl DeviceArgs {
         }
         let cpu = CpuOptions { threads: self.threads, isa, pin: self.pin };
         let neuron = self.neuron.options(&device)?;
-        Ok((device, DeviceOptions { cpu, neuron }))
+        let numerics = match self.numerics {
+            NumericsArg::Exact => Numerics::Exact,
+            NumericsArg::Fast => Numerics::Fast,
+        };
+        let cuda = CudaOptions { numerics, ..CudaOptions::default() };
+        Ok((device, DeviceOptions { cpu, cuda, neuron }))
     }
 }
 

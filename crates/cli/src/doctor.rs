@@ -2,7 +2,7 @@ use std::process::ExitCode;
 
 use samebits::{
     Device, DeviceOptions, Isa, NUMERICS_VERSION, SelfTest, available_memory, capabilities, checkpoint,
-    self_test,
+    self_test, tensor::Capabilities,
 };
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::{args::DoctorArgs, output};
 /// A device and what was found of it.
 struct Finding {
     name: &'static str,
-    found: Result<String, String>,
+    found: Result<Capabilities, String>,
 }
 
 pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
@@ -80,9 +80,7 @@ fn findings(options: &DeviceOptions) -> Vec<Finding> {
     let devices = Device::BUILT_IN.into_iter().chain(others);
     let findings = devices.map(|device| Finding {
         name: device.name(),
-        found: capabilities(&device, options)
-            .map(|capabilities| capabilities.device)
-            .map_err(|error| error.to_string()),
+        found: capabilities(&device, options).map_err(|error| error.to_string()),
     });
     findings.collect()
 }
@@ -114,7 +112,7 @@ fn text_report(options: &DeviceOptions) -> String {
         rows.push(("instruction set", format!("problem: {error}")));
     }
     for Finding { name, found } in findings(options) {
-        let text = found.unwrap_or_else(|why| format!("not available: {why}"));
+        let text = found.map_or_else(|why| format!("not available: {why}"), |found| found.device);
         rows.push(("device", format!("{name}: {text}")));
     }
     output::table(&rows)
@@ -124,7 +122,9 @@ fn json_report(options: &DeviceOptions) -> Value {
     let sets = instruction_sets();
     let sets = sets.iter().map(|(name, title)| json!({"name": name, "title": title}));
     let devices = findings(options).into_iter().map(|Finding { name, found }| match found {
-        Ok(device) => json!({"name": name, "available": true, "device": device}),
+        Ok(Capabilities { device, numerics, .. }) => {
+            json!({"name": name, "available": true, "device": device, "numerics": numerics})
+        }
         Err(why) => json!({"name": name, "available": false, "reason": why}),
     });
     json!({

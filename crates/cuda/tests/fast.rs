@@ -5,7 +5,8 @@ use half::bf16;
 use ptx_sim::Sim;
 use samebits_cuda::{Cuda, FAST_FROM, Numerics, OpenError};
 use samebits_tensor::{
-    Activation, Backend, FeedForward, Format, HostWeight, Input, Tensor, Weight, testing::random_blocks,
+    Activation, Backend, DType, FeedForward, Format, HostWeight, Input, StepInput, StepKey, Tensor, Weight,
+    testing::random_blocks,
 };
 
 fn builder() -> samebits_cuda::Builder {
@@ -107,6 +108,26 @@ fn few_tokens_keep_the_bits() {
     assert!(exact.capabilities().numerics.starts_with("exact-"));
 }
 
+/// The library plans while a step is issued.
+#[test]
+fn a_step_of_many_tokens_is_not_recorded() {
+    let sim = Sim::alone().unwrap();
+    let cuda = fast();
+    let weight = Weight::pack(&cuda, &weight(Format::Q8_0, 32, 64)).unwrap();
+    for (tokens, replays) in [(FAST_FROM, 3), (FAST_FROM + 1, 0)] {
+        let before = sim.calls("cuGraphLaunch");
+        let (dims, values) = ([tokens], vec![1; tokens]);
+        let results = [(); 4].map(|()| {
+            let key = Some(StepKey { owner: 1, max_context: 8 });
+            let x = StepInput { dims: &dims, values: &values };
+            let step = |[x]: &[Tensor<Cuda>; 1]| x.cast(DType::F32)?.repeat(1, 64)?.linear(&weight);
+            cuda.step(key, [x], step).unwrap().to_vec::<f32>().unwrap()
+        });
+        assert!(results.iter().all(|result| *result == results[0]), "{tokens} tokens");
+        assert_eq!(sim.calls("cuGraphLaunch") - before, replays, "{tokens} tokens");
+    }
+}
+
 #[test]
 fn a_feed_forward_layer_of_a_norm_is_close_to_the_exact_one() {
     let _sim = Sim::alone().unwrap();
@@ -136,7 +157,7 @@ fn what_the_library_refuses_is_an_error_of_the_layer() {
     let packed = Weight::pack(&cuda, &weight).unwrap();
     let x = Tensor::of(&cuda, [FAST_FROM + 1, 64], &x).unwrap();
     for (call, words) in
-        [("cublasLtMatmulAlgoGetHeuristic", "not supported"), ("cublasLtMatmul", "failed to execute")]
+        [("cublasLtMatmulAlgoGetHeuristic", "not supported"), ("cublasLtMatmul", "failed to launch")]
     {
         let status = if call == "cublasLtMatmul" { 13 } else { 15 };
         sim.faults(&format!("{call}:1={status}"));

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use samebits_candle::{Candle, Device as CandleDevice};
 use samebits_checkpoint::Resolver;
 use samebits_cpu::{Cpu, Host, Isa};
-use samebits_cuda::Cuda;
+use samebits_cuda::{Cuda, Numerics};
 use samebits_engine::Runner;
 use samebits_nn::{Config, WeightSource};
 use samebits_pjrt::{ExecutableCache, PjrtDevice, Plugin, Value, discover};
@@ -133,13 +133,45 @@ pub struct CpuOptions {
     pub pin: bool,
 }
 
+/// How an NVIDIA GPU is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// How linear layers are computed; every other device computes exactly, and refuses another choice.
+    pub numerics: Numerics,
+    /// The library of cuBLASLt, for [`Numerics::Fast`]; what `SAMEBITS_CUBLASLT` names if `None`, or the one that the system finds.
+    pub cublaslt: Option<PathBuf>,
+}
+
+impl CudaOptions {
+    pub(crate) fn builder(&self, ordinal: u32) -> samebits_cuda::Builder {
+        let builder = Cuda::builder().ordinal(ordinal).numerics(self.numerics);
+        let named = || std::env::var_os("SAMEBITS_CUBLASLT").filter(|it| !it.is_empty()).map(PathBuf::from);
+        match self.cublaslt.clone().or_else(named) {
+            Some(path) => builder.cublaslt(path),
+            None => builder,
+        }
+    }
+}
+
 /// How devices are used; each takes what concerns it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// The host's processors.
     pub cpu: CpuOptions,
+    /// NVIDIA GPUs.
+    pub cuda: CudaOptions,
     /// NeuronCores.
     pub neuron: NeuronOptions,
+}
+
+impl DeviceOptions {
+    /// Refuses numerics that a device does not have.
+    fn check(&self, device: &Device) -> Result<(), Error> {
+        match (self.cuda.numerics, device) {
+            (Numerics::Exact, _) | (Numerics::Fast, Device::Cuda { .. }) => Ok(()),
+            (Numerics::Fast, device) => Err(Error::Numerics { device: device.clone() }),
+        }
+    }
 }
 
 fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
@@ -150,14 +182,15 @@ fn cpu(options: &CpuOptions) -> Result<Cpu, Error> {
 /// What a device is and takes.
 ///
 /// # Errors
-/// If it cannot be opened.
+/// If it cannot be opened, or has not the numerics that are asked for.
 pub fn capabilities(device: &Device, options: &DeviceOptions) -> Result<Capabilities, Error> {
+    options.check(device)?;
     Ok(match device {
         Device::Cpu => cpu(&options.cpu)?.capabilities().clone(),
         Device::Candle => Candle::exact(CandleDevice::Cpu).capabilities().clone(),
         Device::CandleFloat => Candle::float(CandleDevice::Cpu).capabilities().clone(),
         Device::Reference => Host.capabilities().clone(),
-        Device::Cuda { ordinal } => Cuda::builder().ordinal(*ordinal).capabilities()?,
+        Device::Cuda { ordinal } => options.cuda.builder(*ordinal).capabilities()?,
         Device::Pjrt { plugin, ranks } => {
             let device = pjrt(plugin.clone(), *ranks, None)?;
             let (major, minor) = device.client().plugin().api_version();
@@ -247,6 +280,7 @@ pub(crate) fn open(
     packed: Option<&PackedCache>,
     model: Loading<'_>,
 ) -> Result<Box<dyn Runner>, Error> {
+    options.check(device)?;
     match (device, packed) {
         (Device::Cpu, None) => model.onto(cpu(&options.cpu)?),
         (Device::Cpu, Some(packed)) => {
@@ -257,7 +291,7 @@ pub(crate) fn open(
         (Device::Candle, None) => model.onto(Candle::exact(CandleDevice::Cpu)),
         (Device::CandleFloat, None) => model.onto(Candle::float(CandleDevice::Cpu)),
         (Device::Reference, None) => model.onto(Host),
-        (Device::Cuda { ordinal }, None) => model.onto(Cuda::open(*ordinal)?),
+        (Device::Cuda { ordinal }, None) => model.onto(options.cuda.builder(*ordinal).open()?),
         (Device::Pjrt { plugin, ranks }, None) => {
             Ok(Box::new(model.compiled_for(compiling(plugin, *ranks)?)?))
         }
@@ -274,6 +308,7 @@ pub(crate) fn compile(
     model: Loading<'_>,
     on_bucket: &dyn Fn(usize, usize),
 ) -> Result<(), Error> {
+    options.check(device)?;
     match device {
         Device::Pjrt { plugin, ranks } => {
             Ok(model.compiled_for(compiling(plugin, *ranks)?)?.compile_all(on_bucket)?)

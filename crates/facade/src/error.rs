@@ -22,6 +22,12 @@ pub enum Error {
         /// The device asked for.
         device: Device,
     },
+    /// Numerics that a device does not have.
+    #[error("the device {device} computes exactly and in no other way; `cuda` alone has fast numerics")]
+    Numerics {
+        /// The device asked for.
+        device: Device,
+    },
     /// A number of ranks that a device cannot have.
     #[error(
         "layers cannot be shared by {ranks} of the device {device}; `pjrt` and `neuron` take more than one, every device takes 1"

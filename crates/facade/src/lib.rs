@@ -25,13 +25,14 @@ mod self_test;
 mod service;
 mod stream;
 
-pub use device::{CpuOptions, Device, DeviceOptions, capabilities};
+pub use device::{CpuOptions, CudaOptions, Device, DeviceOptions, capabilities};
 pub use error::Error;
 pub use memory::available_memory;
 pub use model::{Builder, Loaded, Model, Plan};
 pub use neuron::NeuronOptions;
 pub use params::{Message, Params, Prompt};
 pub use samebits_cpu::Isa;
+pub use samebits_cuda::Numerics;
 pub use samebits_engine::{Event, FinishReason, RequestId, SamplingParams, Stats, Stop, Usage};
 pub use samebits_hlo::Chip;
 pub use samebits_runner::{MemoryPlan, RunnerConfig};

@@ -60,7 +60,7 @@ pub fn self_test(
 ) -> Result<SelfTest, Error> {
     let description = capabilities(device, options)?.device;
     let test = match device {
-        Device::Cuda { ordinal } => test_cuda(&Cuda::open(*ordinal)?, cases, on_group),
+        Device::Cuda { ordinal } => test_cuda(&options.cuda.builder(*ordinal).open()?, cases, on_group),
         Device::Pjrt { plugin, ranks: 1 } => test(device::compiling(plugin, 1)?, cases, on_group),
         Device::Neuron { core, ranks: 1 } => test(options.neuron.open(*core, 1)?, cases, on_group),
         other => return Err(Error::NoSelfTest { device: other.clone() }),

@@ -69,7 +69,8 @@ fn number(text: &str) -> usize {
 /// Devices on which a byte behind a tensor is out of bounds.
 fn open(sim: &Sim) -> [Cuda; 3] {
     let builder = Cuda::builder().memory_bytes(64 << 20).tensors_apart();
-    let [narrow, wide] = [builder.blocks_max(2), builder].map(|builder| builder.open().expect("a device"));
+    let [narrow, wide] =
+        [builder.clone().blocks_max(2), builder.clone()].map(|builder| builder.open().expect("a device"));
     sim.set("PTX_SIM_CAPABILITY", "103");
     let bf16 = builder.open().expect("a device");
     sim.set("PTX_SIM_CAPABILITY", "90");

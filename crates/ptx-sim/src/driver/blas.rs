@@ -218,8 +218,8 @@ extern "C" fn cublasLtGetStatusString(status: c_int) -> *const c_char {
         0 => c"success",
         1 => c"the library was not initialized",
         7 => c"an unsupported value or parameter was passed to the function",
-        13 => c"the GPU program failed to execute",
-        15 => c"the functionality requested is not supported",
+        13 => c"the function failed to launch on the GPU",
+        15 => c"the requested functionality is not supported",
         _ => c"unknown error",
     };
     text.as_ptr()
