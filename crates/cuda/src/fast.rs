@@ -21,16 +21,20 @@ pub enum Numerics {
     /// As the contract says: the same bits everywhere.
     #[default]
     Exact,
-    /// Steps of more than [`FAST_FROM`] tokens multiply in bf16 (TF32 where weights are F32) through cuBLASLt. No bits are promised: they
-    /// depend on the device, the library's version, and on what else is in a step.
+    /// Steps of more than [`FAST_FROM`] tokens, or [`FAST_FROM_OF_BLOCKS`] where weights are in blocks, multiply in bf16 (TF32 where weights
+    /// are F32) through cuBLASLt. No bits are promised: they depend on the device, the library's version, and on what else is in a
+    /// step.
     Fast,
 }
 
 /// Version of what [`Numerics::Fast`] computes, part of its name.
 pub const FAST_VERSION: u32 = 1;
 
-/// Tokens of a step that are still computed exactly, by kernels that memory limits.
+/// Tokens of a step whose products with float weights are still exact, by kernels that memory limits.
 pub const FAST_FROM: usize = 64;
+
+/// The same of weights in blocks, which have to be unpacked to memory first. Reckoned and not measured: docs/cuda.md.
+pub const FAST_FROM_OF_BLOCKS: usize = 256;
 
 /// Bytes of weights that are unpacked at once.
 pub(crate) const SCRATCH_BYTES: usize = 64 << 20;
@@ -58,9 +62,18 @@ pub(crate) fn name(blas: &Blas, (major, minor): (i32, i32)) -> String {
 }
 
 impl Cuda {
-    /// The library, where a step of so many tokens is not exact.
-    pub(crate) fn fast(&self, tokens: usize) -> Option<&Blas> {
-        self.shared.blas.as_ref().filter(|_| tokens > FAST_FROM)
+    /// The library, where products of so many tokens with these weights are not exact.
+    pub(crate) fn fast(&self, tokens: usize, weights: &[&Weight<Self>]) -> Option<&Blas> {
+        let from = |weight: &&Weight<Self>| match weight.format().is_quantized() {
+            true => FAST_FROM_OF_BLOCKS,
+            false => FAST_FROM,
+        };
+        self.shared.blas.as_ref().filter(|_| weights.iter().all(|weight| tokens > from(weight)))
+    }
+
+    /// Whether a step of so many tokens may have products that are not exact.
+    pub(crate) fn may_be_fast(&self, tokens: usize) -> bool {
+        self.shared.blas.is_some() && tokens > FAST_FROM
     }
 
     /// Several linear layers of one input.

@@ -87,7 +87,7 @@ impl Cuda {
         x: Input<'_, Self>,
         weights: [&Weight<Self>; N],
     ) -> Result<[Tensor<Self>; N]> {
-        if let Some(blas) = self.fast(x.x.dims()[0]) {
+        if let Some(blas) = self.fast(x.x.dims()[0], &weights) {
             return self.fast_products(blas, x, weights);
         }
         if !weights.iter().all(|weight| has_blocks(weight, x.x.dims()[1])) {
@@ -119,7 +119,7 @@ impl Cuda {
 
     /// See [`decompose::feed_forward`]. The product of gate and up is quantised as it is computed.
     pub(crate) fn gated(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
-        if let Some(blas) = self.fast(x.x.dims()[0]) {
+        if let Some(blas) = self.fast(x.x.dims()[0], &[layer.gate, layer.up, layer.down]) {
             return self.fast_feed_forward(blas, x, layer);
         }
         if !has_blocks(layer.down, layer.gate.rows()) {

@@ -81,7 +81,7 @@ impl Cuda {
         let packed = Packed::of(inputs);
         let tokens = inputs.first().map_or(0, |tokens| tokens.values.len());
         // cuBLASLt plans its products while a step is issued, which is not to be recorded.
-        let Some(step) = key.filter(|_| self.fast(tokens).is_none()) else {
+        let Some(step) = key.filter(|_| !self.may_be_fast(tokens)) else {
             return self.run_now(&packed, run);
         };
         let key = Key { step, dims: packed.dims() };

@@ -3,7 +3,7 @@
 
 use half::bf16;
 use ptx_sim::Sim;
-use samebits_cuda::{Cuda, FAST_FROM, Numerics, OpenError};
+use samebits_cuda::{Cuda, FAST_FROM, FAST_FROM_OF_BLOCKS, Numerics, OpenError};
 use samebits_tensor::{
     Activation, Backend, DType, FeedForward, Format, HostWeight, Input, StepInput, StepKey, Tensor, Weight,
     testing::random_blocks,
@@ -32,6 +32,11 @@ fn values(count: usize) -> Vec<f32> {
     (0..count).map(next).collect()
 }
 
+/// Tokens of the largest step that is exact.
+fn most_exact(format: Format) -> usize {
+    if format.is_quantized() { FAST_FROM_OF_BLOCKS } else { FAST_FROM }
+}
+
 fn weight(format: Format, rows: usize, columns: usize) -> HostWeight {
     let bytes = random_blocks(format, rows, columns, 7).into();
     HostWeight { name: "weight".into(), format, shape: vec![rows, columns], bytes }
@@ -57,7 +62,8 @@ fn every_format_is_multiplied_as_bf16() {
     let cuda = fast();
     for format in Format::ALL {
         let columns = if format.block_len() == 256 { 512 } else { 96 };
-        for (tokens, rows) in [(FAST_FROM + 1, 1), (FAST_FROM + 6, 131)] {
+        let most = most_exact(format);
+        for (tokens, rows) in [(most + 1, 1), (most + 6, 131)] {
             let weight = weight(format, rows, columns);
             let x = values(tokens * columns);
             let found = linear(&cuda, &x, &weight);
@@ -82,14 +88,15 @@ fn weights_that_do_not_fit_the_scratch_memory_at_once() {
     let sim = Sim::alone().unwrap();
     let small = builder().scratch_bytes(64 * 96 * 2).open().unwrap();
     for format in [Format::Q8_0, Format::F16] {
-        let (weight, x) = (weight(format, 131, 96), values((FAST_FROM + 1) * 96));
+        let (weight, x) = (weight(format, 131, 96), values((most_exact(format) + 1) * 96));
         let expected = linear(&fast(), &x, &weight);
         let before = sim.calls("cublasLtMatmul");
         assert_eq!(linear(&small, &x, &weight), expected, "{format}");
         assert_eq!(sim.calls("cublasLtMatmul") - before, 3);
     }
     let wide = weight(Format::Q8_0, 8, 128);
-    let x = Tensor::of(&small, [FAST_FROM + 1, 128], &values((FAST_FROM + 1) * 128)).unwrap();
+    let tokens = FAST_FROM_OF_BLOCKS + 1;
+    let x = Tensor::of(&small, [tokens, 128], &values(tokens * 128)).unwrap();
     let error = x.linear(&Weight::pack(&small, &wide).unwrap()).err();
     assert!(error.is_none(), "8 rows of 128 fit: {error:?}");
 }
@@ -100,7 +107,7 @@ fn few_tokens_keep_the_bits() {
     let (fast, exact) = (fast(), exact());
     for format in [Format::Q4_0, Format::Q6K, Format::BF16] {
         let weight = weight(format, 67, 256);
-        let x = values(FAST_FROM * 256);
+        let x = values(most_exact(format) * 256);
         assert_eq!(linear(&fast, &x, &weight), linear(&exact, &x, &weight), "{format}");
     }
     assert!(fast.capabilities().numerics.starts_with("fast-1+exact-"), "{}", fast.capabilities().numerics);
@@ -113,7 +120,7 @@ fn few_tokens_keep_the_bits() {
 fn a_step_of_many_tokens_is_not_recorded() {
     let sim = Sim::alone().unwrap();
     let cuda = fast();
-    let weight = Weight::pack(&cuda, &weight(Format::Q8_0, 32, 64)).unwrap();
+    let weight = Weight::pack(&cuda, &weight(Format::BF16, 32, 64)).unwrap();
     for (tokens, replays) in [(FAST_FROM, 3), (FAST_FROM + 1, 0)] {
         let before = sim.calls("cuGraphLaunch");
         let (dims, values) = ([tokens], vec![1; tokens]);
@@ -134,7 +141,8 @@ fn a_feed_forward_layer_of_a_norm_is_close_to_the_exact_one() {
     let layer = |cuda: &Cuda| -> Vec<f32> {
         let [gate, up, down] = [(160, 96), (160, 96), (96, 160)]
             .map(|(rows, columns)| Weight::pack(cuda, &weight(Format::Q8_0, rows, columns)).unwrap());
-        let x = Tensor::of(cuda, [FAST_FROM + 3, 96], &values((FAST_FROM + 3) * 96)).unwrap();
+        let tokens = FAST_FROM_OF_BLOCKS + 3;
+        let x = Tensor::of(cuda, [tokens, 96], &values(tokens * 96)).unwrap();
         let norm = Tensor::full(cuda, [96], 0.7).unwrap();
         let input = Input { x: &x, norm: Some((&norm, 1e-5)) };
         let layer = FeedForward { gate: &gate, up: &up, down: &down, activation: Activation::Silu };
@@ -153,7 +161,7 @@ fn a_feed_forward_layer_of_a_norm_is_close_to_the_exact_one() {
 fn what_the_library_refuses_is_an_error_of_the_layer() {
     let sim = Sim::alone().unwrap();
     let cuda = fast();
-    let (weight, x) = (weight(Format::Q4_0, 8, 64), values((FAST_FROM + 1) * 64));
+    let (weight, x) = (weight(Format::F16, 8, 64), values((FAST_FROM + 1) * 64));
     let packed = Weight::pack(&cuda, &weight).unwrap();
     let x = Tensor::of(&cuda, [FAST_FROM + 1, 64], &x).unwrap();
     for (call, words) in
