@@ -196,15 +196,38 @@ __device__ __forceinline__ void quantize_norm(
 QUANTIZE(32)
 QUANTIZE(256)
 
-// Quantises channels `first..last` of a head in one block, by a warp.
+// Quantises channels `first..last` of a head in one block, by a warp; `value` gives each.
+template <class F>
 __device__ __forceinline__ void quantize_channels(
-    i8* __restrict__ q, float* __restrict__ scale, const float* __restrict__ x, u32 first, u32 last) {
+    i8* __restrict__ q, float* __restrict__ scale, u32 first, u32 last, F value) {
     u32 lane = threadIdx.x % WARP;
     float largest = 0.0f;
-    for (u32 i = first + lane; i < last; i += WARP) largest = max_of(largest, fabsf(x[i]));
+    for (u32 i = first + lane; i < last; i += WARP) largest = max_of(largest, fabsf(value(i)));
     Q8Scale of = q8_scale(warp_max(largest));
-    for (u32 i = first + lane; i < last; i += WARP) q[i] = q8_value(x[i], of.inverse);
+    for (u32 i = first + lane; i < last; i += WARP) q[i] = q8_value(value(i), of.inverse);
     if (lane == 0) *scale = of.scale;
+}
+
+struct Cache {
+    i8* k;
+    float* k_scales;
+    i8* v;
+    float* v_scales;
+    u32 kv_heads, head_dim, page_size;
+};
+
+// Stores a head's key and value, whose channels `k` and `v` give, in a slot, by a warp.
+template <class K, class V>
+__device__ __forceinline__ void store_head(const Cache& cache, u32 head, u32 slot, K k, V v) {
+    u32 page = slot / cache.page_size, offset = slot % cache.page_size;
+    u64 row = ((u64)page * cache.kv_heads + head) * cache.page_size + offset;
+    u32 blocks = (cache.head_dim + HEAD_BLOCK - 1) / HEAD_BLOCK;
+    for (u32 block = 0; block < blocks; block++) {
+        u32 last = min((block + 1) * HEAD_BLOCK, cache.head_dim);
+        i8* to = cache.k + row * cache.head_dim;
+        quantize_channels(to, cache.k_scales + row * blocks + block, block * HEAD_BLOCK, last, k);
+    }
+    quantize_channels(cache.v + row * cache.head_dim, cache.v_scales + row, 0, cache.head_dim, v);
 }
 
 // decompose::store_kv. A warp for each token and head.
@@ -217,14 +240,49 @@ extern "C" __global__ void store_kv(
     u32 token = warp / kv_heads, head = warp % kv_heads;
     int slot = slots[token];
     if (!is_row(slot, slots_of_cache, op, fault)) return;
-    u32 page = (u32)slot / page_size, offset = (u32)slot % page_size;
-    u64 row = ((u64)page * kv_heads + head) * page_size + offset;
-    u32 blocks = (head_dim + HEAD_BLOCK - 1) / HEAD_BLOCK;
+    Cache cache = {k_cache, k_scales, v_cache, v_scales, kv_heads, head_dim, page_size};
     k += (u64)warp * head_dim;
     v += (u64)warp * head_dim;
-    for (u32 block = 0; block < blocks; block++) {
-        u32 last = min((block + 1) * HEAD_BLOCK, head_dim);
-        quantize_channels(k_cache + row * head_dim, k_scales + row * blocks + block, k, block * HEAD_BLOCK, last);
+    store_head(cache, head, (u32)slot, [=](u32 i) { return k[i]; }, [=](u32 i) { return v[i]; });
+}
+
+// A channel of a head as decompose::rope rotates it by a token's angles.
+__device__ __forceinline__ float rotated(
+    const float* __restrict__ x, const float* __restrict__ cosines, const float* __restrict__ sines, u32 half, u32 i) {
+    if (i >= 2 * half) return x[i];
+    if (i < half) return x[i] * cosines[i] - x[half + i] * sines[i];
+    return x[i] * cosines[i - half] + x[i - half] * sines[i - half];
+}
+
+// decompose::rope of queries and keys, and decompose::store_kv of these keys. A warp for each token and head, the
+// token's query heads before its key-value heads.
+extern "C" __global__ void rotate_and_store(
+    float* __restrict__ q_out, const float* __restrict__ q, i8* __restrict__ k_cache, float* __restrict__ k_scales,
+    i8* __restrict__ v_cache, float* __restrict__ v_scales, const float* __restrict__ k, const float* __restrict__ v,
+    const int* __restrict__ positions, const float* __restrict__ cosines, const float* __restrict__ sines,
+    const int* __restrict__ slots, u32 tokens, u32 heads, u32 kv_heads, u32 head_dim, u32 half, u32 angles,
+    u32 page_size, u32 slots_of_cache, u32 rope, u32 store, Fault* fault) {
+    u32 warp = (u32)(first_index() / WARP), of_token = heads + kv_heads;
+    if (warp >= tokens * of_token) return;
+    u32 token = warp / of_token, head = warp % of_token;
+    int position = positions[token];
+    if (!is_row(position, angles, rope, fault)) position = 0;
+    cosines += (u64)position * half;
+    sines += (u64)position * half;
+    if (head < heads) {
+        u64 start = ((u64)token * heads + head) * head_dim;
+        for (u32 i = threadIdx.x % WARP; i < head_dim; i += WARP) {
+            q_out[start + i] = rotated(q + start, cosines, sines, half, i);
+        }
+        return;
     }
-    quantize_channels(v_cache + row * head_dim, v_scales + row, v, 0, head_dim);
+    int slot = slots[token];
+    if (!is_row(slot, slots_of_cache, store, fault)) return;
+    Cache cache = {k_cache, k_scales, v_cache, v_scales, kv_heads, head_dim, page_size};
+    head -= heads;
+    k += ((u64)token * kv_heads + head) * head_dim;
+    v += ((u64)token * kv_heads + head) * head_dim;
+    store_head(
+        cache, head, (u32)slot, [=](u32 i) { return rotated(k, cosines, sines, half, i); },
+        [=](u32 i) { return v[i]; });
 }

@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, FeedForward,
-    HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor,
-    UnaryOp, Weight,
+    Heads, HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape,
+    Tensor, UnaryOp, Weight,
 };
 
 /// One operation with its operands.
@@ -74,6 +74,9 @@ pub enum Op {
     Rope,
     /// [`KvCache::store`]: k, v, slots, then the cache's k, k_scale, v, v_scale. Returns the cache.
     StoreKv(KvShape),
+    /// [`KvCache::rotate_and_store`]: q, k, v, positions, cosines, sines, slots, then the cache as in `StoreKv`. Returns the queries
+    /// and the cache.
+    RotateAndStore(KvShape),
     /// Steps of [`KvCache::store`] and [`Tensor::attention`]: q, k, v, slots, positions, sequences, block tables,
     /// then the cache as in `StoreKv`. Returns the rows of all steps and the cache.
     Attention(AttentionSteps),
@@ -147,6 +150,7 @@ impl Case {
             Op::LayerNorm(eps) => one(i[0].layer_norm(&i[1], &i[2], *eps)),
             Op::Rope => one(i[0].rope(&i[1], &RopeTable { cos: i[2].clone(), sin: i[3].clone() })),
             Op::StoreKv(kv) => store(*kv, i),
+            Op::RotateAndStore(kv) => rotate_and_store(*kv, i),
             Op::Attention(steps) => steps.apply(i),
             Op::Glu(activation) => one(i[0].glu(&i[1], *activation)),
             Op::Activate(activation) => one(i[0].activate(*activation)),
@@ -222,6 +226,16 @@ fn store<B: Backend>(kv: KvShape, inputs: &[Tensor<B>]) -> Result<Vec<Tensor<B>>
     let mut cache = cache(kv, &inputs[3..]);
     cache.store(&inputs[0], &inputs[1], &inputs[2])?;
     Ok(vec![cache.k, cache.k_scale, cache.v, cache.v_scale])
+}
+
+fn rotate_and_store<B: Backend>(kv: KvShape, inputs: &[Tensor<B>]) -> Result<Vec<Tensor<B>>> {
+    let [q, k, v, positions, cos, sin, slots, ..] = inputs else {
+        return Err(Error::shape("rotate_and_store", "not eleven operands"));
+    };
+    let mut cache = cache(kv, &inputs[7..]);
+    let table = RopeTable { cos: cos.clone(), sin: sin.clone() };
+    let q = cache.rotate_and_store(Heads { q, k, v, positions, slots }, &table)?;
+    Ok(vec![q, cache.k, cache.k_scale, cache.v, cache.v_scale])
 }
 
 fn cache<B: Backend>(shape: KvShape, parts: &[Tensor<B>]) -> KvCache<B> {

@@ -117,7 +117,7 @@ macro_rules! conformance_tests {
             plain Plain, linear_dense LinearDense, linear_blocks32 LinearBlocks32,
             linear_blocks256 LinearBlocks256, norm_linears NormLinears, feed_forward FeedForward,
             embedding Embedding, rms_norm RmsNorm, layer_norm LayerNorm,
-            rope Rope, store_kv StoreKv, attention Attention, glu Glu, activate Activate, softmax Softmax,
+            rope Rope, store_kv StoreKv, rotate_and_store RotateAndStore, attention Attention, glu Glu, activate Activate, softmax Softmax,
             soft_cap SoftCap, top_k TopK, batch_invariance BatchInvariance, chunk_invariance ChunkInvariance,
             padding_invariance PaddingInvariance
         );

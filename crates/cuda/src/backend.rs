@@ -3,8 +3,8 @@ use std::ops::Range;
 use bytemuck::bytes_of;
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
-    FeedForward, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape,
-    StepInput, StepKey, Tensor, UnaryOp, Weight,
+    FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar,
+    Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight};
@@ -196,6 +196,15 @@ impl Backend for Cuda {
         slots: &Tensor<Self>,
     ) -> Result<()> {
         self.store(cache, k, v, slots)
+    }
+
+    fn rotate_and_store(
+        &self,
+        cache: &mut KvCache<Self>,
+        heads: Heads<'_, Self>,
+        table: &RopeTable<Self>,
+    ) -> Result<Tensor<Self>> {
+        self.rotated_and_stored(cache, heads, table)
     }
 
     fn attention(

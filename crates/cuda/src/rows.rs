@@ -2,7 +2,7 @@
 
 use bytemuck::bytes_of;
 use samebits_tensor::{
-    Activation, DType, Error, Input, KvCache, Result, RopeTable, Shape, Tensor, contract::SUM_LANES,
+    Activation, DType, Error, Heads, Input, KvCache, Result, RopeTable, Shape, Tensor, contract::SUM_LANES,
 };
 
 use crate::{
@@ -118,10 +118,7 @@ impl Cuda {
     ) -> Result<()> {
         let op = "store_kv";
         let shape = cache.shape;
-        for part in [&mut cache.k, &mut cache.k_scale, &mut cache.v, &mut cache.v_scale] {
-            let bytes = part.shape().elements() * part.dtype().size();
-            self.make_unique(op, part.data_mut(), bytes)?;
-        }
+        self.make_cache_unique(op, cache)?;
         let tokens = slots.dims()[0];
         let slots_of_cache = shape.pages * shape.page_size;
         let mut extents = [0; 5];
@@ -137,6 +134,43 @@ impl Cuda {
         arguments.extend(extents.iter().map(bytes_of));
         arguments.extend([bytes_of(&number), self.fault()]);
         self.launch(op, warps(op, tokens * shape.kv_heads)?, &arguments, k.shape())
+    }
+
+    pub(crate) fn rotated_and_stored(
+        &self,
+        cache: &mut KvCache<Self>,
+        heads: Heads<'_, Self>,
+        table: &RopeTable<Self>,
+    ) -> Result<Tensor<Self>> {
+        let op = "rotate_and_store";
+        let Heads { q, k, v, positions, slots } = heads;
+        let out = self.room(op, q.shape(), DType::F32)?;
+        self.make_cache_unique(op, cache)?;
+        let shape = cache.shape;
+        let (tokens, angles, half) = (q.dims()[0], table.cos.dims()[0], table.cos.dims()[1]);
+        let numbers = [tokens, q.dims()[1], shape.kv_heads, shape.head_dim, half, angles, shape.page_size];
+        let mut extents = [0; 8];
+        for (to, n) in extents.iter_mut().zip(numbers.into_iter().chain([shape.pages * shape.page_size])) {
+            *to = extent(op, n)?;
+        }
+        let ops = ["rope", "store_kv"].map(indexed);
+        let tensors = [&cache.k, &cache.k_scale, &cache.v, &cache.v_scale, k, v];
+        let mut arguments = vec![out.argument(), q.data().argument()];
+        arguments.extend(tensors.map(|x| x.data().argument()));
+        arguments.extend([positions, &table.cos, &table.sin, slots].map(|x| x.data().argument()));
+        arguments.extend(extents.iter().chain(&ops).map(bytes_of));
+        arguments.push(self.fault());
+        let warps = warps(op, tokens * (q.dims()[1] + shape.kv_heads))?;
+        self.launch(op, warps, &arguments, q.shape())?;
+        Ok(self.floats(q.shape(), out))
+    }
+
+    fn make_cache_unique(&self, op: &'static str, cache: &mut KvCache<Self>) -> Result<()> {
+        for part in [&mut cache.k, &mut cache.k_scale, &mut cache.v, &mut cache.v_scale] {
+            let bytes = part.shape().elements() * part.dtype().size();
+            self.make_unique(op, part.data_mut(), bytes)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn embedded(&self, ids: &Tensor<Self>, weight: &PackedWeight) -> Result<Tensor<Self>> {

@@ -1,4 +1,4 @@
-use samebits_tensor::{AttentionParams, Backend, Input, KvCache, Result, RopeTable, Tensor};
+use samebits_tensor::{AttentionParams, Backend, Heads, Input, KvCache, Result, RopeTable, Tensor};
 
 use crate::{Config, Linear, Loader, RmsNorm, Step, loader};
 
@@ -76,8 +76,9 @@ impl<B: Backend> Attention<B> {
     /// `x [t, hidden_size]` to the same shape; the tokens' keys and values go to the cache first.
     pub fn forward(&self, x: Input<'_, B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<Tensor<B>> {
         let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
-        self.store_heads(&k, &v, step, cache)?;
-        let q = self.rotated(&q, self.qk_norm.as_ref().map(|[q_norm, _]| q_norm), step)?;
+        let (q, k, v) = (self.queries(&q)?, self.keys(&k)?, self.heads(&v)?);
+        let (positions, slots) = (&step.attention.positions, &step.slots);
+        let q = cache.rotate_and_store(Heads { q: &q, k: &k, v: &v, positions, slots }, &self.rope)?;
         let out = q.attention(cache, &step.attention, &self.params)?;
         let out = out.reshape([out.dims()[0], out.dims()[1] * self.head_dim])?;
         self.o_proj.forward(&out.all_gather(1)?)?.all_gather(1)
@@ -86,27 +87,23 @@ impl<B: Backend> Attention<B> {
     /// Only the keys and values of `x [t, hidden_size]`, to the cache.
     pub fn store(&self, x: Input<'_, B>, step: &Step<B>, cache: &mut KvCache<B>) -> Result<()> {
         let [k, v] = Linear::forward_all([&self.k_proj, &self.v_proj], x)?;
-        self.store_heads(&k, &v, step, cache)
+        let k = self.keys(&k)?.rope(&step.attention.positions, &self.rope)?;
+        cache.store(&k, &self.heads(&v)?, &step.slots)
     }
 
-    fn store_heads(
-        &self,
-        k: &Tensor<B>,
-        v: &Tensor<B>,
-        step: &Step<B>,
-        cache: &mut KvCache<B>,
-    ) -> Result<()> {
-        let k = self.rotated(k, self.qk_norm.as_ref().map(|[_, k_norm]| k_norm), step)?;
-        cache.store(&k, &self.heads(v)?, &step.slots)
+    /// Heads of q, normalised where the model does so.
+    fn queries(&self, q: &Tensor<B>) -> Result<Tensor<B>> {
+        self.normed(q, self.qk_norm.as_ref().map(|[q_norm, _]| q_norm))
     }
 
-    /// Heads of q or k, after their norm and rotary embedding.
-    fn rotated(&self, x: &Tensor<B>, norm: Option<&RmsNorm<B>>, step: &Step<B>) -> Result<Tensor<B>> {
-        let mut heads = self.heads(x)?;
-        if let Some(norm) = norm {
-            heads = norm.forward_heads(&heads)?;
-        }
-        heads.rope(&step.attention.positions, &self.rope)
+    /// Heads of k, likewise.
+    fn keys(&self, k: &Tensor<B>) -> Result<Tensor<B>> {
+        self.normed(k, self.qk_norm.as_ref().map(|[_, k_norm]| k_norm))
+    }
+
+    fn normed(&self, x: &Tensor<B>, norm: Option<&RmsNorm<B>>) -> Result<Tensor<B>> {
+        let heads = self.heads(x)?;
+        norm.map_or_else(|| Ok(heads.clone()), |norm| norm.forward_heads(&heads))
     }
 
     /// `x [t, heads * head_dim]` as `[t, heads, head_dim]`.

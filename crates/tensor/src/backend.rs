@@ -1,8 +1,8 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionBatch, AttentionParams, DType, Error, FeedForward, Format, HostTensor, HostWeight,
-    Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
+    Activation, AttentionBatch, AttentionParams, DType, Error, FeedForward, Format, Heads, HostTensor,
+    HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
 };
 
 /// What a device is and what it takes. What is absent here is refused, never degraded.
@@ -329,6 +329,17 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         slots: &Tensor<Self>,
     ) -> Result<()> {
         decompose::store_kv(cache, k, v, slots)
+    }
+    /// Rotary embedding of queries and keys, of which the keys go to the cache with the values; returns the queries.
+    fn rotate_and_store(
+        &self,
+        cache: &mut KvCache<Self>,
+        heads: Heads<'_, Self>,
+        table: &RopeTable<Self>,
+    ) -> Result<Tensor<Self>> {
+        let k = self.rope(heads.k, heads.positions, table)?;
+        self.store_kv(cache, &k, heads.v, heads.slots)?;
+        self.rope(heads.q, heads.positions, table)
     }
     /// Paged attention over the int8 cache. See [`decompose::attention`].
     fn attention(

@@ -144,6 +144,22 @@ impl<B: Backend> KvCache<B> {
     /// Quantises new keys and values `[t, kv_heads, head_dim]` and writes them to `slots [t]` (i32:
     /// `page * page_size + offset`).
     pub fn store(&mut self, k: &Tensor<B>, v: &Tensor<B>, slots: &Tensor<B>) -> Result<()> {
+        self.expect_stored(k, v, slots)?;
+        k.backend().store_kv(self, k, v, slots)
+    }
+
+    /// Rotates queries and keys as [`Tensor::rope`] does, stores these keys with the values as [`KvCache::store`] does, and returns
+    /// the queries, `[t, heads, head_dim]`.
+    pub fn rotate_and_store(&mut self, heads: Heads<'_, B>, table: &RopeTable<B>) -> Result<Tensor<B>> {
+        let Heads { q, k, v, positions, slots } = heads;
+        q.expect_rotatable(positions, table)?;
+        k.expect_rotatable(positions, table)?;
+        check(q.dims()[2] == k.dims()[2], "rope", || format!("q {} and k {}", q.shape(), k.shape()))?;
+        self.expect_stored(k, v, slots)?;
+        q.backend().rotate_and_store(self, heads, table)
+    }
+
+    fn expect_stored(&self, k: &Tensor<B>, v: &Tensor<B>, slots: &Tensor<B>) -> Result<()> {
         expect_dtype("store_kv", k, DType::F32)?;
         expect_dtype("store_kv", v, DType::F32)?;
         expect_dtype("store_kv", slots, DType::I32)?;
@@ -151,8 +167,28 @@ impl<B: Backend> KvCache<B> {
         let fits = k.dims() == expected && v.dims() == expected && slots.shape().rank() == 1;
         check(fits, "store_kv", || {
             format!("k {}, v {}, slots {}, cache {:?}", k.shape(), v.shape(), slots.shape(), self.shape)
-        })?;
-        k.backend().store_kv(self, k, v, slots)
+        })
+    }
+}
+
+/// Queries, keys and values of a step's tokens before their rotary embedding, by heads.
+pub struct Heads<'a, B: Backend> {
+    /// f32 `[t, heads, head_dim]`.
+    pub q: &'a Tensor<B>,
+    /// f32 `[t, kv_heads, head_dim]`.
+    pub k: &'a Tensor<B>,
+    /// f32 `[t, kv_heads, head_dim]`.
+    pub v: &'a Tensor<B>,
+    /// i32 `[t]`: absolute position of each token.
+    pub positions: &'a Tensor<B>,
+    /// i32 `[t]`: cache slot of each token, `page * page_size + offset`.
+    pub slots: &'a Tensor<B>,
+}
+
+impl<B: Backend> Copy for Heads<'_, B> {}
+impl<B: Backend> Clone for Heads<'_, B> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
@@ -246,6 +282,11 @@ impl<B: Backend> Tensor<B> {
     /// Rotary embedding of `self [t, heads, head_dim]` at `positions [t]`: channel `i` of the first half of the
     /// rotated channels pairs with channel `i` of the second; channels past them stay as they are.
     pub fn rope(&self, positions: &Tensor<B>, table: &RopeTable<B>) -> Result<Tensor<B>> {
+        self.expect_rotatable(positions, table)?;
+        self.backend().rope(self, positions, table)
+    }
+
+    fn expect_rotatable(&self, positions: &Tensor<B>, table: &RopeTable<B>) -> Result<()> {
         expect_dtype("rope", self, DType::F32)?;
         expect_dtype("rope", positions, DType::I32)?;
         let fits = self.shape().rank() == 3
@@ -255,8 +296,7 @@ impl<B: Backend> Tensor<B> {
             && 2 * table.cos.dims()[1] <= self.dims()[2];
         check(fits, "rope", || {
             format!("x {}, positions {}, table {}", self.shape(), positions.shape(), table.cos.shape())
-        })?;
-        self.backend().rope(self, positions, table)
+        })
     }
 
     /// Attention of queries `self [t, heads, head_dim]` over a paged cache, as `[t, heads, head_dim]`.

@@ -2,7 +2,10 @@
 
 use samebits_tensor::{AttentionParams, DType, HostTensor, KvShape};
 
-use super::values::{bytes, case, f32s, i32s, indices};
+use super::{
+    rows::angles,
+    values::{bytes, case, f32s, i32s, indices},
+};
 use crate::{AttentionSteps, Case, Op, Rng};
 
 const PAGE_SIZES: [usize; 4] = [16, 32, 64, 128];
@@ -34,6 +37,42 @@ fn store_case(kv: KvShape, t: usize) -> Case {
     inputs.extend(CacheBytes::spoiled(kv, &mut rng).tensors());
     case(name, Op::StoreKv(kv), inputs)
 }
+
+/// Heads of which all channels are rotated or some, beside one key-value head or several.
+pub(super) fn rotate_and_store() -> Vec<Case> {
+    let shapes = [
+        (0, 2, 2, 8, 4),
+        (1, 1, 1, 2, 1),
+        (1, 9, 3, 64, 32),
+        (3, 4, 1, 80, 16),
+        (17, 6, 2, 128, 64),
+        (5, 2, 2, 24, 12),
+        (7, 3, 1, 33, 3),
+        (2, 4, 4, 256, 128),
+    ];
+    let cases = shapes.into_iter().enumerate();
+    cases
+        .map(|(i, (t, heads, kv_heads, head_dim, half))| {
+            let kv = KvShape { pages: 3, page_size: PAGE_SIZES[i % 4], kv_heads, head_dim };
+            rotated_case(kv, t, heads, half)
+        })
+        .collect()
+}
+
+fn rotated_case(kv: KvShape, t: usize, heads: usize, half: usize) -> Case {
+    let name = format!("rotate_and_store/{}/t={t},heads={heads},rotary_dim={}", kv_name(kv), 2 * half);
+    let mut rng = Rng::named(&name);
+    let mut values = |heads| f32s([t, heads, kv.head_dim], &rng.bells(t * heads * kv.head_dim));
+    let mut inputs = vec![values(heads), values(kv.kv_heads), values(kv.kv_heads)];
+    inputs.push(indices((0..t).map(|_| rng.below(ANGLES))));
+    inputs.extend(angles(&mut rng, ANGLES, half));
+    inputs.push(indices(rng.order(kv.pages * kv.page_size).into_iter().take(t)));
+    inputs.extend(CacheBytes::spoiled(kv, &mut rng).tensors());
+    case(name, Op::RotateAndStore(kv), inputs)
+}
+
+/// Positions that a table has.
+const ANGLES: usize = 40;
 
 /// What an attention case draws.
 #[derive(Clone, Debug)]

@@ -69,6 +69,8 @@ pub enum Group {
     Rope,
     /// [`samebits_tensor::Backend::store_kv`].
     StoreKv,
+    /// [`samebits_tensor::Backend::rotate_and_store`].
+    RotateAndStore,
     /// [`samebits_tensor::Backend::attention`].
     Attention,
     /// [`samebits_tensor::Backend::glu`].
@@ -181,6 +183,7 @@ groups! {
     LayerNorm "layer_norm" reference(rows::layer_norm());
     Rope "rope" reference(rows::rope());
     StoreKv "store_kv" reference(attention::store_kv());
+    RotateAndStore "rotate_and_store" reference(attention::rotate_and_store());
     Attention "attention" reference(attention::attention());
     Glu "glu" reference(rows::glu());
     Activate "activate" reference(rows::activate());

@@ -64,16 +64,21 @@ fn rope_case(t: usize, heads: usize, head_dim: usize, half: usize) -> Case {
     let name = format!("rope/t={t},heads={heads},head_dim={head_dim},rotary_dim={}", 2 * half);
     let mut rng = Rng::named(&name);
     let context = 40;
+    let [cos, sin] = angles(&mut rng, context, half);
+    let positions = indices((0..t).map(|_| rng.below(context)));
+    let x = f32s([t, heads, head_dim], &rng.bells(t * heads * head_dim));
+    case(name, Op::Rope, vec![x, positions, cos, sin])
+}
+
+/// Cosines and sines `[context, half]` of random angles.
+pub(super) fn angles(rng: &mut Rng, context: usize, half: usize) -> [HostTensor; 2] {
     let angles: Vec<f64> = (0..context * half).map(|_| 7.0 * f64::from(rng.unit())).collect();
-    let table = |f: fn(f64) -> f64| {
+    [f64::cos, f64::sin].map(|f| {
         // Rounded to a multiple of 2^-20, so that no platform's sine can matter.
         let values: Vec<f32> =
             angles.iter().map(|&angle| ((f(angle) * 1048576.0).round() / 1048576.0) as f32).collect();
         f32s([context, half], &values)
-    };
-    let positions = indices((0..t).map(|_| rng.below(context)));
-    let x = f32s([t, heads, head_dim], &rng.bells(t * heads * head_dim));
-    case(name, Op::Rope, vec![x, positions, table(f64::cos), table(f64::sin)])
+    })
 }
 
 pub(super) fn activate() -> Vec<Case> {
