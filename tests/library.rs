@@ -74,7 +74,7 @@ fn a_dropped_stream_frees_its_pages() {
     let answer = model.generate("Alice", &Params { max_tokens: 1, ..params }).unwrap();
     assert_eq!(answer.finish_reason, FinishReason::Length);
     let stats = model.stats().unwrap();
-    assert_eq!((stats.running, stats.waiting, stats.pages_free), (0, 0, stats.pages_total));
+    assert_eq!((stats.running, stats.waiting, stats.pages_owned), (0, 0, 0));
 }
 
 #[test]

@@ -383,7 +383,7 @@ impl SamplingArgs {
             logprobs: None,
         };
         let stop = Stop { strings: self.stop.clone(), ignore_eos: self.ignore_eos, ..Stop::default() };
-        Params { max_tokens: self.max_tokens, sampling, stop }
+        Params { max_tokens: self.max_tokens, sampling, stop, ..Params::default() }
     }
 }
 

@@ -57,6 +57,8 @@ fn stats(stats: &Stats) -> String {
     output::table(&[
         ("running, waiting", format!("{}, {}", stats.running, stats.waiting)),
         ("pages free", format!("{} of {}", stats.pages_free, stats.pages_total)),
+        ("pages cached", stats.pages_cached.to_string()),
+        ("prompt tokens cached", format!("{} of {}", stats.prefix_hit_tokens, stats.prefix_queried_tokens)),
         ("steps", stats.steps.to_string()),
         ("tokens computed", stats.tokens_computed.to_string()),
         ("tokens generated", stats.tokens_generated.to_string()),

@@ -1,6 +1,10 @@
 //! Who owns which page of the key-value cache.
 
+use std::sync::Arc;
+
 use thiserror::Error;
+
+use crate::{TokenId, prefix::PrefixCache};
 
 /// A page of the key-value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,10 +37,12 @@ impl BlockTable {
 
 /// Hands out pages, counts shares in each, and takes them back.
 ///
-/// A page is free when no table shares it, owned otherwise. A prefix cache would be one more owner.
+/// A page is owned while a table shares it. After that it is cached if it is known by its tokens, and free otherwise; cached pages
+/// become free when there are too few others, the least recently used first.
 #[derive(Debug)]
 pub struct BlockManager {
     shares: Vec<u32>,
+    cache: PrefixCache,
     /// Free pages; the last is handed out first, so a small load touches few pages.
     free: Vec<PageId>,
 }
@@ -44,7 +50,11 @@ pub struct BlockManager {
 impl BlockManager {
     /// A manager of `pages` free pages.
     pub fn new(pages: usize) -> Self {
-        Self { shares: vec![0; pages], free: (0..pages as u32).rev().map(PageId).collect() }
+        Self {
+            shares: vec![0; pages],
+            cache: PrefixCache::default(),
+            free: (0..pages as u32).rev().map(PageId).collect(),
+        }
     }
 
     /// All pages.
@@ -52,22 +62,30 @@ impl BlockManager {
         self.shares.len()
     }
 
-    /// Pages that nobody owns.
+    /// Pages that nobody owns, and that hold nothing of use.
     pub fn free_pages(&self) -> usize {
         self.free.len()
     }
 
-    /// Pages that somebody owns, each counted once however many share it.
-    pub fn owned_pages(&self) -> usize {
-        self.total() - self.free.len()
+    /// Pages that nobody owns, and that are known by the tokens that they hold.
+    pub fn cached_pages(&self) -> usize {
+        self.cache.unused()
     }
 
-    /// Extends `table` to `pages` pages; takes all or, when too few are free, none and returns false.
+    /// Pages that somebody owns, each counted once however many share it.
+    pub fn owned_pages(&self) -> usize {
+        self.total() - self.free.len() - self.cache.unused()
+    }
+
+    /// Extends `table` to `pages` pages; takes all or, when too few are free or cached, none and returns false.
     #[must_use]
     pub fn grow(&mut self, table: &mut BlockTable, pages: usize) -> bool {
         let missing = pages.saturating_sub(table.len());
-        if missing > self.free.len() {
+        if missing > self.free.len() + self.cache.unused() {
             return false;
+        }
+        while self.free.len() < missing {
+            self.free.extend(self.cache.evict());
         }
         let taken = self.free.split_off(self.free.len() - missing);
         for &page in taken.iter().rev() {
@@ -75,6 +93,55 @@ impl BlockManager {
             table.0.push(page);
         }
         true
+    }
+
+    /// A table of `pages` pages for these tokens, of which the first ones hold the longest beginning that is cached, at most `most`
+    /// of them; and how many these are. None when fewer than `reserve` pages would be left that nobody owns.
+    pub(crate) fn start(
+        &mut self,
+        (salt, tokens): (&Arc<str>, &[TokenId]),
+        page_size: usize,
+        [pages, most, reserve]: [usize; 3],
+    ) -> Option<(BlockTable, usize)> {
+        let found = self.cache.find(salt, tokens, page_size, most);
+        let unused = found.iter().filter(|&&page| self.cache.is_unused(page)).count();
+        let left = self.free.len() + self.cache.unused() - unused;
+        if left < pages - found.len() + reserve {
+            return None;
+        }
+        for &page in &found {
+            self.cache.take(page);
+            self.shares[page.0 as usize] += 1;
+        }
+        let hits = found.len();
+        let mut table = BlockTable(found);
+        let grown = self.grow(&mut table, pages);
+        debug_assert!(grown, "there were enough");
+        Some((table, hits))
+    }
+
+    /// Makes page `index` of a table known by its tokens, which it holds to the last. Where another page is known by the same
+    /// beginning, the table shares that one from now on.
+    pub(crate) fn remember(
+        &mut self,
+        table: &mut BlockTable,
+        index: usize,
+        salt: &Arc<str>,
+        tokens: &[TokenId],
+    ) {
+        let before = index.checked_sub(1).map(|before| table.0[before]);
+        let own = table.0[index];
+        if let Some(known) = self.cache.insert(salt, before, tokens, own) {
+            self.cache.take(known);
+            self.shares[known.0 as usize] += 1;
+            table.0[index] = known;
+            self.free(BlockTable(vec![own]));
+        }
+    }
+
+    /// Forgets what pages hold.
+    pub(crate) fn forget(&mut self) {
+        self.free.extend(self.cache.clear());
     }
 
     /// A second table over the first `pages` pages of `table`, sharing them. A shared page must not be written: fork
@@ -87,18 +154,18 @@ impl BlockManager {
         BlockTable(shared)
     }
 
-    /// Gives up a table's share in its pages; those with no share left are free at once.
+    /// Gives up a table's share in its pages; those with no share left are free or cached at once, the last to be used again first.
     pub fn free(&mut self, table: BlockTable) {
         for page in table.0.into_iter().rev() {
             let shares = &mut self.shares[page.0 as usize];
             *shares -= 1;
-            if *shares == 0 {
+            if *shares == 0 && !self.cache.keep(page) {
                 self.free.push(page);
             }
         }
     }
 
-    /// Checks that `tables` are all the tables there are, and that every page is free or owned by them and not both.
+    /// Checks that `tables` are all the tables there are, and that every page is either free, or cached, or owned by them.
     ///
     /// # Errors
     /// Names the first page for which this does not hold.
@@ -106,7 +173,7 @@ impl BlockManager {
         let mut owners = vec![0u32; self.total()];
         tables.into_iter().flat_map(BlockTable::pages).for_each(|page| owners[page.0 as usize] += 1);
         let mut listed = vec![0u32; self.total()];
-        self.free.iter().for_each(|page| listed[page.0 as usize] += 1);
+        self.free.iter().chain(self.cache.unused_pages()).for_each(|page| listed[page.0 as usize] += 1);
         for (page, (&owners, (&shares, &listed))) in
             owners.iter().zip(self.shares.iter().zip(&listed)).enumerate()
         {
@@ -118,10 +185,10 @@ impl BlockManager {
     }
 }
 
-/// A page whose owners, share count and place in the free list disagree: a defect in the engine.
+/// A page whose owners, share count and place among free and cached pages disagree: a defect in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "page {} has {owners} owners, {shares} shares and is {listed} times in the free list; \
+    "page {} has {owners} owners, {shares} shares and is {listed} times free or cached; \
      this is a defect, please report it", page.0
 )]
 pub struct PageLeak {
@@ -131,7 +198,7 @@ pub struct PageLeak {
     pub owners: u32,
     /// How many shares the manager counts.
     pub shares: u32,
-    /// How often the free list holds it.
+    /// How often it is free or cached.
     pub listed: u32,
 }
 

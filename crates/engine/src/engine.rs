@@ -25,6 +25,9 @@ pub struct EngineConfig {
     pub max_waiting_tokens: usize,
     /// How often in a row a request is recomputed after a step that failed but may be retried.
     pub max_retries: u32,
+    /// Whether requests that begin alike share the pages of their beginning, and pages stay for later requests while nobody
+    /// needs them.
+    pub prefix_caching: bool,
     /// Bounds on each request.
     pub request: RequestLimits,
 }
@@ -37,6 +40,7 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             max_waiting_tokens: 1 << 22,
             max_retries: 3,
+            prefix_caching: true,
             request: RequestLimits::default(),
         }
     }
@@ -134,15 +138,21 @@ pub struct Stats {
     pub waiting: usize,
     /// Tokens in the queue.
     pub waiting_tokens: usize,
-    /// Pages nobody owns.
+    /// Pages that nobody owns and that hold nothing of use.
     pub pages_free: usize,
+    /// Pages that nobody owns and that are kept for requests that begin with what they hold.
+    pub pages_cached: usize,
     /// Pages somebody owns.
     pub pages_owned: usize,
     /// All pages.
     pub pages_total: usize,
     /// Times a sequence gave up its pages, so far.
     pub preemptions: u64,
-    /// Times a sequence was recomputed because its step failed, so far.
+    /// Tokens of sequences that were scheduled for the first time or anew, so far.
+    pub prefix_queried_tokens: u64,
+    /// Those of them whose keys and values were found in cached pages, so far.
+    pub prefix_hit_tokens: u64,
+    /// Times a sequence computed the same step again because it failed, so far.
     pub retries: u64,
     /// Steps submitted, so far.
     pub steps: u64,
@@ -201,7 +211,7 @@ impl Engine {
         }
         limits.max_tokens_per_step = limits.max_tokens_per_step.min(config.max_tokens_per_step);
         Ok(Self {
-            scheduler: Scheduler::new(limits, config.max_running),
+            scheduler: Scheduler::new(limits, config.max_running, config.prefix_caching),
             runner,
             vocabulary,
             config,
@@ -296,9 +306,12 @@ impl Engine {
             waiting: self.scheduler.waiting().len(),
             waiting_tokens: self.waiting_tokens(),
             pages_free: blocks.free_pages(),
+            pages_cached: blocks.cached_pages(),
             pages_owned: blocks.owned_pages(),
             pages_total: blocks.total(),
             preemptions: self.scheduler.preemptions(),
+            prefix_queried_tokens: self.scheduler.prefix_stats().queried,
+            prefix_hit_tokens: self.scheduler.prefix_stats().hit,
             retries: self.counters.retries,
             steps: self.counters.steps,
             tokens_computed: self.counters.tokens_computed,
@@ -306,7 +319,7 @@ impl Engine {
         }
     }
 
-    /// Checks that every page is free or owned, and that the bookkeeping agrees with itself. The engine does so itself
+    /// Checks that every page is free, cached or owned, and that the bookkeeping agrees with itself. The engine does so itself
     /// whenever no request is live.
     ///
     /// # Errors
@@ -396,11 +409,9 @@ impl Engine {
         let mut row = 0;
         for index in 0..self.parts.len() {
             let part = self.parts[index];
-            if let Some(sequence) = self.scheduler.running_mut(part.arrival) {
-                sequence.computed += part.tokens;
-                if part.logits {
-                    self.advance(part.arrival, logits.row_mut(row));
-                }
+            self.scheduler.computed(part.arrival, part.tokens);
+            if part.logits {
+                self.advance(part.arrival, logits.row_mut(row));
             }
             row += usize::from(part.logits);
         }
@@ -426,7 +437,7 @@ impl Engine {
         }
     }
 
-    /// After a failed step: its sequences recompute or fail; if the pages are lost, the others recompute as well; if the
+    /// After a failed step: its sequences compute it again or fail; if the pages are lost, the others recompute as well; if the
     /// device is lost, all fail.
     fn recover(&mut self, error: RunnerError) {
         if error.is_device_lost() {
@@ -442,8 +453,8 @@ impl Engine {
             let arrival = self.parts[index].arrival;
             match self.scheduler.running_mut(arrival) {
                 Some(sequence) if error.is_retriable() && sequence.failures < self.config.max_retries => {
+                    // What was computed before stays, and the next step computes the same tokens.
                     sequence.failures += 1;
-                    sequence.restart();
                     self.counters.retries += 1;
                 }
                 Some(_) => self.fail(arrival, error.clone().into()),

@@ -29,6 +29,7 @@ mod blocks;
 mod constraint;
 mod detokenize;
 mod engine;
+mod prefix;
 mod request;
 mod rng;
 mod runner;

@@ -37,13 +37,16 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// What ends the output before `max_tokens`.
     pub stop: Stop,
+    /// Requests share pages of a common beginning only with those of the same salt, so that none can learn from its own speed what
+    /// another asked. Empty by default, which is a salt as any other.
+    pub cache_salt: String,
 }
 
 impl Request {
     /// A request for `max_tokens` tokens after `prompt`, all else at its default.
     pub fn new(id: RequestId, prompt: Vec<TokenId>, max_tokens: usize) -> Self {
         let (sampling, stop) = (SamplingParams::default(), Stop::default());
-        Self { id, prompt, generated: Vec::new(), max_tokens, sampling, stop }
+        Self { id, prompt, generated: Vec::new(), max_tokens, sampling, stop, cache_salt: String::new() }
     }
 
     /// Checks all that does not depend on other requests.
@@ -385,6 +388,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens of output, those in [`Request::generated`] and one that ended it included.
     pub completion_tokens: usize,
+    /// Tokens whose keys and values were found in the cache when it was first scheduled.
+    pub cached_tokens: usize,
 }
 
 fn check(

@@ -22,7 +22,7 @@ pub trait Runner: Send {
     /// batch order. See [`Wanted`](crate::Wanted).
     ///
     /// # Errors
-    /// Whatever the device reports; the step is over either way, and its page writes are then not to be trusted.
+    /// Whatever the device reports; the step is over either way, and what it wrote to its tokens' slots is then not to be trusted.
     fn wait(&mut self) -> Result<Logits, RunnerError>;
 
     /// Takes back logits that have been used, for a later step to fill instead of memory of its own.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Batch, BlockManager, BlockTable, Limits, Wanted, sequence::Sequence};
+use crate::{Batch, BlockManager, Limits, Wanted, sequence::Sequence};
 
 /// Continuous batching, first come first served.
 ///
@@ -21,7 +21,19 @@ pub(crate) struct Scheduler {
     /// In order of arrival, all later than those that run; none owns a page.
     waiting: VecDeque<Sequence>,
     blocks: BlockManager,
+    /// Whether pages are shared by what they hold.
+    caches_prefixes: bool,
     preemptions: u64,
+    prefix: PrefixStats,
+}
+
+/// Of all sequences that started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PrefixStats {
+    /// Their tokens.
+    pub(crate) queried: u64,
+    /// Those that were found.
+    pub(crate) hit: u64,
 }
 
 /// One sequence's part of a submitted step.
@@ -35,10 +47,17 @@ pub(crate) struct Part {
 
 impl Scheduler {
     /// A scheduler of at most `max_running` sequences at a time.
-    pub(crate) fn new(limits: Limits, max_running: usize) -> Self {
-        let max_running = max_running.min(limits.max_seqs_per_step);
-        let blocks = BlockManager::new(limits.pages);
-        Self { limits, max_running, running: Vec::new(), waiting: VecDeque::new(), blocks, preemptions: 0 }
+    pub(crate) fn new(limits: Limits, max_running: usize, caches_prefixes: bool) -> Self {
+        Self {
+            max_running: max_running.min(limits.max_seqs_per_step),
+            blocks: BlockManager::new(limits.pages),
+            limits,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            caches_prefixes,
+            preemptions: 0,
+            prefix: PrefixStats::default(),
+        }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -61,6 +80,10 @@ impl Scheduler {
         self.preemptions
     }
 
+    pub(crate) fn prefix_stats(&self) -> PrefixStats {
+        self.prefix
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
@@ -76,9 +99,27 @@ impl Scheduler {
         Some(&mut self.running[index])
     }
 
-    /// Every running sequence is to be computed from its start.
+    /// Takes note that so many more tokens of a running sequence are computed, whose whole pages others may share from now on.
+    pub(crate) fn computed(&mut self, arrival: u64, tokens: usize) {
+        let Ok(index) = self.running.binary_search_by_key(&arrival, |sequence| sequence.arrival) else {
+            return;
+        };
+        let Sequence { computed, pages, remembered, cache_salt, tokens: all, .. } = &mut self.running[index];
+        *computed += tokens;
+        while self.caches_prefixes && (*remembered + 1) * self.limits.page_size <= *computed {
+            let tokens = &all[*remembered * self.limits.page_size..][..self.limits.page_size];
+            self.blocks.remember(pages, *remembered, cache_salt, tokens);
+            *remembered += 1;
+        }
+    }
+
+    /// No page holds what was written to it: every running sequence is to be computed from its start, in other pages.
     pub(crate) fn restart_running(&mut self) {
-        self.running.iter_mut().for_each(Sequence::restart);
+        self.blocks.forget();
+        for sequence in &mut self.running {
+            let pages = sequence.restart();
+            self.blocks.free(pages);
+        }
     }
 
     /// Takes a sequence out, wherever it is; its pages are free from now on.
@@ -128,8 +169,7 @@ impl Scheduler {
 
     fn preempt_latest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
-            self.blocks.free(std::mem::take(&mut sequence.pages));
-            sequence.restart();
+            self.blocks.free(sequence.restart());
             self.waiting.push_front(sequence);
             self.preemptions += 1;
         }
@@ -141,15 +181,20 @@ impl Scheduler {
             return false;
         }
         let Some(sequence) = self.waiting.front() else { return false };
-        let pages = self.limits.pages_for(sequence.tokens.len());
+        let (tokens, page_size) = (sequence.tokens.len(), self.limits.page_size);
+        // The last token's logits are wanted, so it is computed whatever is known.
+        let most = if self.caches_prefixes { (tokens - 1) / page_size } else { 0 };
         // Room for those that run to grow, so that the new one is not preempted at once.
         let reserve = if self.running.is_empty() { 0 } else { self.limits.pages.div_ceil(64) };
-        let mut table = BlockTable::default();
-        if self.blocks.free_pages() < pages + reserve || !self.blocks.grow(&mut table, pages) {
-            return false;
-        }
+        let beginning = (&sequence.cache_salt, &sequence.tokens[..]);
+        let extents = [self.limits.pages_for(tokens), most, reserve];
+        let Some((table, hits)) = self.blocks.start(beginning, page_size, extents) else { return false };
         let Some(mut sequence) = self.waiting.pop_front() else { return false };
         sequence.pages = table;
+        (sequence.computed, sequence.remembered) = (hits * page_size, hits);
+        sequence.cached.get_or_insert(sequence.computed);
+        self.prefix.queried += tokens as u64;
+        self.prefix.hit += sequence.computed as u64;
         self.running.push(sequence);
         true
     }

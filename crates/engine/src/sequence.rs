@@ -1,5 +1,7 @@
 //! One request on its way: its tokens, what of them is computed, and its output so far.
 
+use std::sync::Arc;
+
 use crate::{
     AdmitError, BlockTable, Constraint, ConstraintError, Detokenizer, FinishReason, Limits, LogitsRow,
     Request, RequestError, RequestId, Sampled, Sampler, Scratch, Stop, StopCause, StopMatcher, TokenId,
@@ -16,6 +18,11 @@ pub(crate) struct Sequence {
     /// How many of the tokens have their keys and values in the pages.
     pub(crate) computed: usize,
     pub(crate) pages: BlockTable,
+    /// How many of the pages are known by their tokens.
+    pub(crate) remembered: usize,
+    pub(crate) cache_salt: Arc<str>,
+    /// Tokens that were found in the cache when it first started.
+    pub(crate) cached: Option<usize>,
     /// Steps that failed under it since its last token.
     pub(crate) failures: u32,
     prompt_tokens: usize,
@@ -51,6 +58,9 @@ impl Sequence {
             id: request.id,
             computed: 0,
             pages: BlockTable::default(),
+            remembered: 0,
+            cache_salt: request.cache_salt.as_str().into(),
+            cached: None,
             failures: 0,
             prompt_tokens: request.prompt.len(),
             output_limit: request.output_limit(limits),
@@ -74,9 +84,10 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Forgets what was computed. The tokens stay, so the output goes on as if nothing had happened.
-    pub(crate) fn restart(&mut self) {
-        self.computed = 0;
+    /// Forgets what was computed, and gives up its pages. The tokens stay, so the output goes on as if nothing had happened.
+    pub(crate) fn restart(&mut self) -> BlockTable {
+        (self.computed, self.remembered) = (0, 0);
+        std::mem::take(&mut self.pages)
     }
 
     /// What of the next token's logits it is sampled from.
@@ -129,7 +140,11 @@ impl Sequence {
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.output_tokens() }
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.output_tokens(),
+            cached_tokens: self.cached.unwrap_or_default(),
+        }
     }
 
     fn output_tokens(&self) -> usize {
@@ -269,7 +284,7 @@ mod tests {
         let mut sequence = sequence(4, strings(&["cd!"]));
         let length = Some((FinishReason::Length, None));
         assert_eq!(run(&mut sequence, b"abcd"), ("abcd".into(), length));
-        assert_eq!(sequence.usage(), Usage { prompt_tokens: 1, completion_tokens: 4 });
+        assert_eq!(sequence.usage(), Usage { prompt_tokens: 1, completion_tokens: 4, cached_tokens: 0 });
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl Model {
         let request = Request {
             sampling: params.sampling.clone(),
             stop: params.stop.clone(),
+            cache_salt: params.cache_salt.clone(),
             ..Request::new(self.service.next_id(), self.encode(&prompt.into())?, params.max_tokens)
         };
         Ok(self.service.submit(request, sink)?)

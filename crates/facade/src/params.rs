@@ -61,10 +61,17 @@ pub struct Params {
     pub sampling: SamplingParams,
     /// What ends the output early.
     pub stop: Stop,
+    /// Whom cached beginnings of prompts are shared with: requests of the same salt.
+    pub cache_salt: String,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Params { max_tokens: 256, sampling: SamplingParams::greedy(), stop: Stop::default() }
+        Params {
+            max_tokens: 256,
+            sampling: SamplingParams::greedy(),
+            stop: Stop::default(),
+            cache_salt: String::new(),
+        }
     }
 }

@@ -142,7 +142,65 @@ fn a_lost_device_ends_every_request_and_then_the_engine() {
     }
     assert!(matches!(engine.step(), Err(EngineError::DeviceLost(RunnerError::DeviceLost { .. }))));
     assert!(matches!(engine.add(endless(3, 5)), Err(AdmitError::DeviceLost(_))));
-    assert_eq!(engine.stats().pages_free, engine.stats().pages_total);
+    assert_eq!(engine.stats().pages_owned, 0);
+}
+
+/// Tokens of each step, sequence after sequence, while requests run one after the other.
+fn steps_of(config: EngineConfig, requests: &[Request]) -> (Vec<usize>, Vec<Event>, Engine) {
+    let device = FakeDevice::new(plenty(), Chaos::none());
+    let trace = device.trace();
+    let mut engine = engine_on(device, config);
+    let mut events = Vec::new();
+    for request in requests {
+        engine.add(request.clone()).unwrap();
+        events.extend(drain(&mut engine));
+    }
+    let steps = trace.lock().unwrap().iter().map(|step| step.iter().map(|part| part.0).sum()).collect();
+    (steps, events, engine)
+}
+
+fn cached_tokens(events: &[Event]) -> Vec<usize> {
+    let usage = |event: &Event| match event {
+        Event::Finished { usage, .. } => Some(usage.cached_tokens),
+        _ => None,
+    };
+    events.iter().filter_map(usage).collect()
+}
+
+#[test]
+fn a_prompt_that_was_seen_is_not_computed_again() {
+    let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 46 + 2).collect();
+    let request = |id, prompt: &[u32]| {
+        let mut request = Request::new(RequestId(id), prompt.to_vec(), 1);
+        request.stop.ignore_eos = true;
+        request
+    };
+    let other = Request { cache_salt: "other".into(), ..request(3, &prompt) };
+    // The same, its first 32 tokens, and the same for somebody else.
+    let requests = [request(1, &prompt), request(2, &prompt), request(4, &prompt[..32]), other];
+    let (steps, events, engine) = steps_of(EngineConfig::default(), &requests);
+    assert_eq!(steps, [40, 8, 16, 40], "the last token is computed whatever is known");
+    assert_eq!(cached_tokens(&events), [0, 32, 16, 0]);
+    let stats = engine.stats();
+    assert_eq!((stats.prefix_queried_tokens, stats.prefix_hit_tokens), (152, 48));
+    assert_eq!((stats.pages_owned, stats.pages_cached, stats.pages_free), (0, 4, 60));
+    let config = EngineConfig { prefix_caching: false, ..EngineConfig::default() };
+    let (steps, without, engine) = steps_of(config, &requests);
+    assert_eq!((steps, engine.stats().pages_cached), (vec![40, 40, 32, 40], 0));
+    assert_eq!(world::tokens(&without), world::tokens(&events));
+}
+
+#[test]
+fn a_conversation_goes_on_from_its_own_output() {
+    let first = endless(2, 30);
+    let (_, events, _) = steps_of(EngineConfig::default(), &[first.clone()]);
+    let mut prompt = first.prompt.clone();
+    prompt.extend(world::tokens(&events));
+    prompt.extend([5, 6, 7]);
+    let second = Request { prompt, ..endless(3, 1) };
+    let (steps, events, _) = steps_of(EngineConfig::default(), &[first, second]);
+    // Of 32 tokens the last was sampled and never computed.
+    assert_eq!((steps.last(), cached_tokens(&events)), (Some(&19), vec![0, 16]));
 }
 
 #[test]

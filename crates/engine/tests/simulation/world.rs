@@ -109,6 +109,9 @@ pub(crate) struct Coverage {
     retries: u64,
     refused: u64,
     resumed: u64,
+    /// Tokens that were found in cached pages, and pages that were cached when a storm was over.
+    hit: u64,
+    cached: u64,
     ends: BTreeMap<&'static str, u64>,
 }
 
@@ -116,7 +119,7 @@ impl Coverage {
     pub(crate) fn assert_complete(&self) {
         let ends = ["stop", "length", "cancelled", "numerical", "constraint", "runner", "lost"];
         assert!(ends.iter().all(|end| self.ends.get(end).is_some_and(|&count| count > 50)), "{self:?}");
-        let counts = [self.preemptions, self.retries, self.refused, self.resumed];
+        let counts = [self.preemptions, self.retries, self.refused, self.resumed, self.hit, self.cached];
         assert!(counts.iter().all(|&count| count > 200), "{self:?}");
     }
 
@@ -149,6 +152,8 @@ pub(crate) struct World {
     /// Live requests; ids are given in order of arrival.
     live: BTreeMap<RequestId, Stream>,
     next_id: u64,
+    /// What prompts begin with.
+    beginnings: Vec<Vec<TokenId>>,
     arrivals_left: usize,
     arrival_per_mille: usize,
     cancel_per_mille: usize,
@@ -182,12 +187,16 @@ impl World {
             max_waiting: 1 + random.below(16),
             max_waiting_tokens: 20 + random.below(600),
             max_retries: random.below(4) as u32,
+            prefix_caching: random.below(4) > 0,
             ..EngineConfig::default()
         };
+        let beginning = |_| (0..max_context).map(|_| random.below(VOCAB) as TokenId).collect();
+        let beginnings = (0..3).map(beginning).collect();
         let device = FakeDevice::new(limits.clone(), chaos);
         let errors = device.errors();
         Self {
             engine: Engine::new(Box::new(device), vocabulary(), config).unwrap(),
+            beginnings,
             arrivals_left: 1 + random.below(14),
             arrival_per_mille: random.pick(&[50, 300, 1000]),
             cancel_per_mille: random.pick(&[0, 0, 20, 100]),
@@ -216,7 +225,9 @@ impl World {
         }
         assert!(self.live.is_empty(), "a request had no end event");
         let stats = self.engine.stats();
-        assert_eq!((stats.pages_free, stats.running, stats.waiting), (self.limits.pages, 0, 0));
+        assert_eq!((stats.pages_owned, stats.running, stats.waiting), (0, 0, 0));
+        seen.hit += stats.prefix_hit_tokens;
+        seen.cached += stats.pages_cached as u64;
         seen.preemptions += stats.preemptions;
         seen.retries += stats.retries;
     }
@@ -284,12 +295,8 @@ impl World {
         let cancelled = event.finish_reason() == Some(FinishReason::Cancelled);
         let failed = matches!(event, Event::Failed { error: RequestError::Runner(_), .. });
         if !cancelled && !failed {
-            assert_eq!(
-                Some(event),
-                stream.expected.get(stream.received),
-                "{id:?} at event {}",
-                stream.received
-            );
+            let expected = stream.expected.get(stream.received).cloned();
+            assert_eq!(Some(without_cache(event.clone())), expected, "{id:?} at event {}", stream.received);
         }
         stream.received += 1;
         if event.finish_reason().is_some() {
@@ -301,7 +308,7 @@ impl World {
     fn check(&mut self) {
         self.engine.check_invariants().unwrap();
         let stats = self.engine.stats();
-        assert_eq!(stats.pages_free + stats.pages_owned, stats.pages_total);
+        assert_eq!(stats.pages_free + stats.pages_cached + stats.pages_owned, stats.pages_total);
         assert_eq!(stats.pages_total, self.limits.pages);
         assert!(stats.running <= self.limits.max_seqs_per_step.min(self.limits.max_tokens_per_step));
         // The earliest request computes at least a token in every step that does not fail; a failed step may cost it
@@ -322,8 +329,12 @@ impl World {
         self.next_id += 1;
         let longest = random.pick(&[4, 12, self.limits.max_context + 4]);
         let prompt_tokens = 1 + random.below(longest);
-        let prompt = (0..prompt_tokens).map(|_| random.below(VOCAB) as TokenId).collect();
+        let mut prompt: Vec<TokenId> = (0..prompt_tokens).map(|_| random.below(VOCAB) as TokenId).collect();
+        let beginning = &self.beginnings[random.below(self.beginnings.len())];
+        let common = random.pick(&[0, 1, 2]) * beginning.len().min(prompt_tokens) / 2;
+        prompt[..common].copy_from_slice(&beginning[..common]);
         let mut request = Request::new(id, prompt, 1 + random.below(60));
+        request.cache_salt = random.pick(&["", "", "another"]).into();
         request.sampling = sampling(random);
         let strings = ["a", "ab", "!a", "é", "bb!", "\u{FFFD}a", "🦀", "aab"];
         request.stop = Stop {
@@ -334,6 +345,14 @@ impl World {
         };
         request
     }
+}
+
+/// An event as it is where nothing is cached.
+fn without_cache(mut event: Event) -> Event {
+    if let Event::Finished { usage, .. } | Event::Failed { usage, .. } = &mut event {
+        usage.cached_tokens = 0;
+    }
+    event
 }
 
 fn sampling(random: &mut Random) -> SamplingParams {
