@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{
-    GGUF, NAMES, batch,
+    GGUF, Letters, NAMES, batch,
     compiled::{check_chunks, check_shared_pages, crowded, engine, on_cpu, plan, serve, serve_on, small},
     pages, prompt, step, tiny,
 };
@@ -13,7 +15,7 @@ use ptx_sim::{Checks, Sim};
 use samebits::{Device, DeviceOptions, self_test};
 use samebits_checkpoint::Checkpoint;
 use samebits_cuda::{Cuda, Numerics};
-use samebits_engine::{LogitsRow, Runner, Wanted};
+use samebits_engine::{Engine, EngineConfig, LogitsRow, Runner, Wanted};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 
 fn cuda() -> Cuda {
@@ -109,6 +111,30 @@ fn requests_that_are_served_together_and_preempted() {
     let (found, errors, stats) = serve(on_cuda(&checkpoint, &plan));
     assert_eq!((found, errors.len()), (expected, 0));
     assert!(stats.preemptions > 0, "{stats:?}");
+}
+
+/// Requests that are served again find what their prompts begin with, and give the same tokens.
+#[test]
+fn beginnings_that_are_cached() {
+    let sim = Sim::alone().unwrap();
+    let checkpoint = tiny("qwen3");
+    let plan = plan(&checkpoint);
+    let mut without = Engine::new(
+        on_cpu(&checkpoint, &plan),
+        Arc::new(Letters),
+        EngineConfig { prefix_caching: false, ..EngineConfig::default() },
+    )
+    .unwrap();
+    let (expected, _) = serve_on(&mut without);
+    let mut engine = engine(on_cuda(&checkpoint, &plan));
+    for hits in [false, true, true] {
+        let before = engine.stats().prefix_hit_tokens;
+        let (found, errors) = serve_on(&mut engine);
+        assert_eq!((found, errors.len()), (expected.clone(), 0));
+        assert_eq!(engine.stats().prefix_hit_tokens > before, hits);
+    }
+    assert_eq!(without.stats().prefix_hit_tokens, 0);
+    assert!(sim.calls("cuGraphLaunch") > 0);
 }
 
 /// Prompts of more tokens together than are computed exactly, by a model of floats and by one in mixed block formats.

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use samebits::{
     Builder, Chip, CpuOptions, CudaOptions, Device, DeviceOptions, Isa, Model, NeuronOptions, Numerics,
-    Params, RunnerConfig, SamplingParams, Stop, tensor::Format,
+    Params, RunnerConfig, SamplingParams, Stop, engine::EngineConfig, tensor::Format,
 };
 
 /// Runs language models with the same bits on every chip.
@@ -201,6 +201,9 @@ pub(crate) struct ModelArgs {
     /// Tokens of a page of the cache; a power of two up to 128.
     #[arg(long, default_value_t = 32, help_heading = "Serving")]
     pub(crate) block_size: usize,
+    /// Compute every prompt from its start, also where an earlier one began alike.
+    #[arg(long, help_heading = "Serving")]
+    pub(crate) no_prefix_caching: bool,
     /// Keep the packed weights in a file of this directory, as large as the model's, for the next start to map.
     #[arg(long, value_name = "DIR", help_heading = "Serving")]
     pub(crate) packed_cache: Option<PathBuf>,
@@ -312,6 +315,8 @@ impl ModelArgs {
         let (device, options) = self.device.choice()?;
         let builder =
             Model::builder(&self.model).device(device).options(options).runner(self.runner_config());
+        let builder = builder
+            .engine(EngineConfig { prefix_caching: !self.no_prefix_caching, ..EngineConfig::default() });
         let builder = match &self.packed_cache {
             Some(directory) => builder.packed_cache(directory),
             None => builder,

@@ -8,8 +8,8 @@
 //!
 //! - No tensors, clock, threads, entropy or I/O. A seeded simulation runs the whole engine; a failing run is one number.
 //! - A request's tokens depend on its prompt, its parameters and its seed alone: not on neighbours, chunking,
-//!   preemption or retries. Random draws are keyed by (seed, absolute position), never by time.
-//! - Every page is free or owned; their sum is checked whenever the engine is idle.
+//!   preemption, retries or what is cached. Random draws are keyed by (seed, absolute position), never by time.
+//! - Every page is free, owned, or cached for prompts that begin with what it holds; their sum is checked whenever the engine is idle.
 //! - A request's failure is its own. Outside input is refused with a typed error, or ends that request; it never ends
 //!   the engine.
 //! - Everything has a limit: queue, batch, stop strings, biases, output.
