@@ -4,20 +4,23 @@
 // Floats of a row that a block keeps in shared memory; of longer rows it reads the device's again.
 constexpr u32 ROW_MAX = 8192;
 
-// Copies a row in accesses of 16 bytes, where rows begin at multiples of that.
-__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
-    if (n % 4 == 0) {
+// Copies a row of a multiple of four values in accesses of 16 bytes.
+__device__ __forceinline__ void stage_fours(float* __restrict__ row, const float* __restrict__ x, u32 n) {
 #pragma unroll 4
-        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
-    } else {
-        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
-    }
+    for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
+    __syncthreads();
+}
+
+// Copies a row.
+__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
+    if (n % 4 == 0) return stage_fours(row, x, n);
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
     __syncthreads();
 }
 
 // 1 / sqrt(sum(x * x) * (1 / n) + eps)
 template <class F>
-__device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, float* shared, F x) {
+__device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, SumOf& shared, F x) {
     float lane = 0.0f;
 #pragma unroll 8
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) {
@@ -44,7 +47,7 @@ __device__ __forceinline__ void map_row(
 
 __device__ __forceinline__ void norm_row(
     float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, float reciprocal_n,
-    float eps, float* shared) {
+    float eps, SumOf& shared) {
     float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
     map_row(out, x, weight, n, [=](float x, float w) { return (x * r) * w; });
 }
@@ -53,7 +56,7 @@ __device__ __forceinline__ void norm_row(
 extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
     float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, u32 n,
     float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     __shared__ alignas(16) float row[ROW_MAX];
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
@@ -66,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
 extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
     float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight,
     const float* __restrict__ bias, u32 n, float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
     float lane = 0.0f;
@@ -80,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
 // decompose::softmax. The exponentials wait in `out`, where each thread finds its own.
 extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
     float* __restrict__ out, const float* __restrict__ x, u32 n) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
     float largest = x[0];
@@ -149,7 +152,7 @@ __device__ __forceinline__ void quantize_values(
 template <u32 PER_LANE>
 __device__ __forceinline__ void quantize_norm_row(
     i8* __restrict__ q, float* __restrict__ scales, const float* x, const float* __restrict__ weight, u32 n,
-    float reciprocal_n, float eps, float* shared) {
+    float reciprocal_n, float eps, SumOf& shared) {
     constexpr u32 LEN = WARP * PER_LANE;
     float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
     for (u32 block = threadIdx.x / WARP; block < n / LEN; block += SUM_LANES / WARP) {
@@ -164,7 +167,7 @@ template <u32 PER_LANE>
 __device__ __forceinline__ void quantize_norm(
     i8* __restrict__ q, float* __restrict__ scales, const float* __restrict__ x, const float* __restrict__ weight,
     u32 n, float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     __shared__ alignas(16) float row[ROW_MAX];
     x += (u64)blockIdx.x * n;
     q += (u64)blockIdx.x * n;
@@ -172,7 +175,7 @@ __device__ __forceinline__ void quantize_norm(
     if (n > ROW_MAX) {
         return quantize_norm_row<PER_LANE>(q, scales, x, weight, n, reciprocal_n, eps, shared);
     }
-    stage(row, x, n);
+    stage_fours(row, x, n);
     quantize_norm_row<PER_LANE>(q, scales, row, weight, n, reciprocal_n, eps, shared);
 }
 

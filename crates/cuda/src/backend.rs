@@ -87,6 +87,10 @@ impl Backend for Cuda {
     }
 
     fn cast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Buffer> {
+        // A mask is bytes of 0 and 1.
+        if (x.dtype(), dtype) == (DType::Bool, DType::U8) {
+            return Ok(x.data().clone());
+        }
         self.mapped(cast(x.dtype(), dtype)?, &[x], dtype, &[])
     }
 
@@ -301,7 +305,7 @@ fn compare(op: CompareOp, dtype: DType) -> &'static str {
     }
 }
 
-/// The kernel of a cast. A mask is made by a comparison, not by a cast.
+/// The kernel of a cast between two types. A mask is made by a comparison, not by a cast.
 fn cast(from: DType, to: DType) -> Result<&'static str> {
     macro_rules! from {
         ($from:literal) => {
