@@ -45,6 +45,8 @@ struct Shape {
     static constexpr u32 threads = WARPS * WARP, rows = WARPS * HALVES * 8, blocks = CHANNELS / HEAD_BLOCK;
     // One warp is for one token.
     static constexpr bool one_token = WARPS == 1;
+    // Blocks of channels that a head has at least: of fewer there are kernels of fewer channels.
+    static constexpr u32 fewest_blocks = CHANNELS == 64 ? 1 : blocks / 2 + 1;
     // Bytes from a row in shared memory to the next: with 16 more than there are, eight rows are in banks of their own.
     static constexpr u32 pitch = CHANNELS + 16;
 };
@@ -195,7 +197,7 @@ struct Loader {
             u64 row = at[i] == NO_ROW ? 0 : at[i];
 #pragma unroll
             for (u32 block = 0; block < S::blocks; block++) {
-                if (block >= blocks) break;
+                if (block >= S::fewest_blocks && block >= blocks) break;
                 float* to = &shared.k_scale[block][i * S::threads + threadIdx.x];
                 copy_later<4>(to, work.k_scale + row * blocks + block, at[i] != NO_ROW);
             }
@@ -439,11 +441,10 @@ struct Tile {
     }
 };
 
-// Writes a lane's channels of a row from `channel` on.
-__device__ __forceinline__ void store(float* row, u32 channel, u32 head_dim, const float (&x)[EACH]) {
-    if (channel >= head_dim) return;
-    *(float4*)&row[channel] = make_float4(x[0], x[1], x[2], x[3]);
-    *(float4*)&row[channel + 4] = make_float4(x[4], x[5], x[6], x[7]);
+// Writes a lane's channels of a row.
+__device__ __forceinline__ void store(float* to, const float (&x)[EACH]) {
+    ((float4*)to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4*)to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
 // A lane's part of the outputs of all tiles until now.
@@ -473,7 +474,7 @@ struct State {
         }
 #pragma unroll
         for (u32 block = 0; block < S::blocks; block++) {
-            if (block >= tile.blocks) break;
+            if (block >= S::fewest_blocks && block >= tile.blocks) break;
             tile.multiply_values(block, [&](u32 h, const float(&x)[EACH]) {
 #pragma unroll
                 for (u32 i = 0; i < EACH; i++) {
@@ -491,7 +492,8 @@ struct State {
             float x[EACH];
 #pragma unroll
             for (u32 i = 0; i < EACH; i++) x[i] = out[block][h][i] / divisor;
-            store(row, block * HEAD_BLOCK + EACH * tile.t, tile.work.head_dim, x);
+            u32 channel = block * HEAD_BLOCK + EACH * tile.t;
+            if (block + 1 < S::fewest_blocks || channel < tile.work.head_dim) store(row + channel, x);
         }
     }
 };

@@ -298,6 +298,7 @@ struct Few {
             if (pair % M >= tokens()) continue;
             u32 count = start < terms_of_row ? min(TERMS_OF_SPAN, terms_of_row - start) : 0;
             float sum = 0.0f;
+#pragma unroll(TERMS_OF_SPAN < 4 ? TERMS_OF_SPAN : 4)
             for (u32 j = 0; j < count; j++) sum = sum + terms[pair][half * TERMS_OF_SPAN + j];
             sums[pair][2 * (tile - first) + half] = sum;
         }

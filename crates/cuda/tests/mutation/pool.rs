@@ -66,6 +66,8 @@ fn layers() -> Vec<Case> {
     // Rows and columns: odd ones, whole tiles and spans, and more columns than a block of threads takes at once.
     const OF_32: [(usize, usize); 4] = [(17, 1120), (67, 2592), (65, 1536), (2, 17440)];
     const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 17664)];
+    const BF16_OF_32: [(usize, usize, usize); 2] = [(67, 17, 1120), (35, 67, 288)];
+    const BF16_OF_256: [(usize, usize, usize); 2] = [(67, 17, 1280), (35, 67, 512)];
     const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
     const TOKENS: [usize; 7] = [1, 2, 3, 4, 8, 9, 67];
     const ONLY_FEW: usize = 8192;
@@ -80,10 +82,9 @@ fn layers() -> Vec<Case> {
         shapes.into_iter().flat_map(of)
     };
     let by_bf16 = Format::ALL.into_iter().filter(|format| format.is_quantized()).flat_map(|format| {
-        let shapes = if format.block_len() == 32 { OF_32 } else { OF_256 };
-        let shapes = shapes.into_iter().filter(|&(_, cols)| cols < ONLY_FEW);
-        shapes.map(move |(rows, cols)| {
-            let case = layer(format, 67, rows, cols);
+        let shapes = if format.block_len() == 32 { BF16_OF_32 } else { BF16_OF_256 };
+        shapes.into_iter().map(move |(tokens, rows, cols)| {
+            let case = layer(format, tokens, rows, cols);
             Case { name: format!("{BF16}{}", case.name), ..case }
         })
     });
@@ -173,22 +174,22 @@ fn ties() -> Vec<Case> {
 /// scale times an integer, so that every bit of the value shows.
 fn exact() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (format, inner) in [(Format::Q8_0, 1024), (Format::Q4K, 8192)] {
+    for (format, inner) in [(Format::Q8_0, 1024), (Format::Q4K, 6144)] {
         for activation in [Activation::Silu, Activation::GeluTanh] {
             cases.push(exact_feed_forward(format, inner, activation));
         }
     }
     for (format, len) in
-        [(Format::Q8_0, 1024), (Format::Q4K, 4096), (Format::Q8_0, 8448), (Format::Q4K, 8448)]
+        [(Format::Q8_0, 2592), (Format::Q4K, 4352), (Format::Q8_0, 8448), (Format::Q4K, 8448)]
     {
         cases.push(exact_norm(format, len));
     }
     cases
 }
 
-/// Each of 16 tokens takes a column of gate and up as it is.
+/// Each of 8 tokens takes a column of gate and up as it is.
 fn exact_feed_forward(format: Format, inner: usize, activation: Activation) -> Case {
-    const TOKENS: usize = 16;
+    const TOKENS: usize = 8;
     let name = format!("exact/feed_forward/{activation:?}/{format}");
     let block_len = format.block_len();
     let mut one_hot = vec![0.0; TOKENS * TOKENS];
@@ -326,7 +327,7 @@ fn attention(prefix: &str) -> Vec<Case> {
         }
     }
     // Tiles enough that the loop which merges them goes around.
-    cases.push(attention_case(prefix, [6, 2, 16], &AttentionParams { scale: 2.0, ..kinds[0] }, &[(1030, 1)]));
+    cases.push(attention_case(prefix, [6, 2, 16], &AttentionParams { scale: 0.5, ..kinds[0] }, &[(1030, 1)]));
     cases.extend([48, 80, 144].into_iter().flat_map(|head_dim| attention_ends(prefix, head_dim)));
     cases
 }
@@ -336,14 +337,16 @@ fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
     let params = |window| AttentionParams { scale: 0.2, window: Some(window), soft_cap: None };
     // Of eight keys that four lanes have, a pair.
     let alone = |count: usize| (0..count).filter(|i| matches!(i % 8, 2 | 3)).map(|past| (past, 1)).collect();
-    let mut cases = Vec::new();
+    // More heads of a group than a block of threads has rows.
+    let wide = |heads, batch| attention_case(prefix, [heads, 2, head_dim], &params(3), batch);
+    let mut cases = vec![wide(20, &[(5, 1)]), wide(140, &[(5, 2)])];
     for batch in [vec![(0, 168)], alone(168)] {
         cases.push(attention_case(prefix, [1, 1, head_dim], &params(40), &batch));
     }
     // Rows see their own key alone. The value of each other key is no number; then all scores are -inf, and what is not seen must
     // not count all the same.
-    for batch in [vec![(0, 136)], alone(136)] {
-        for kind in ["even", "odd", "-inf"] {
+    for (batch, kinds) in [(vec![(0, 136)], &["even", "odd", "-inf"][..]), (alone(136), &["-inf"])] {
+        for &kind in kinds {
             let mut case = attention_case(prefix, [1, 1, head_dim], &params(1), &batch);
             case.name += kind;
             let tokens = case.inputs[0].shape()[0];
