@@ -31,7 +31,10 @@ pub use error::{Error, Result};
 pub use exp::{exp, gelu_tanh, sigmoid, silu, tanh};
 pub use format::{Format, FormatError, FormatKind};
 pub use host::{Bytes, HostTensor, HostWeight, Storage};
-pub use ops::{Activation, AttentionBatch, AttentionParams, FeedForward, Input, KvCache, KvShape, RopeTable};
+pub use ops::{
+    Activation, AttentionBatch, AttentionParams, Experts, FeedForward, Input, KvCache, KvShape, RopeTable,
+    Routes, Routing,
+};
 pub use shape::{Dims, Shape};
 pub use tensor::Tensor;
 pub use weight::{PlainWeight, Weight};
