@@ -80,12 +80,9 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = (((x[i] - mean) * r) * weight[i]) + bias[i];
 }
 
-// decompose::softmax. The exponentials wait in `out`, where each thread finds its own.
-extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
-    float* __restrict__ out, const float* __restrict__ x, u32 n) {
+// decompose::softmax of a row. The exponentials wait in `out`, where each thread finds its own.
+__device__ __forceinline__ void softmax_row(float* __restrict__ out, const float* __restrict__ x, u32 n) {
     __shared__ SumOf shared;
-    x += (u64)blockIdx.x * n;
-    out += (u64)blockIdx.x * n;
     float largest = x[0];
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) largest = max_of(largest, x[i]);
     largest = block_max(largest, shared);
@@ -97,6 +94,51 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
     }
     float sum = block_sum(lane, shared);
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = out[i] / sum;
+}
+
+extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(float* out, const float* x, u32 n) {
+    u64 start = (u64)blockIdx.x * n;
+    softmax_row(out + start, x + start, n);
+}
+
+// Where a probability stands among those of a row: the greater first, and of equal ones that of the lower index. All of a row
+// of NaN are equal; others are +0 or more, so that their bits are in their order.
+__device__ __forceinline__ u64 rank(float p, u32 index) {
+    return (u64)(p == p ? __float_as_uint(p) : 0) << 32 | ~index;
+}
+
+__device__ __forceinline__ u64 warp_greatest(u64 x) {
+    for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    return x;
+}
+
+// decompose::route. A block for each token, whose probabilities are in `probabilities` [tokens, n]; its first warp chooses.
+extern "C" __global__ void __launch_bounds__(SUM_LANES) route(
+    int* __restrict__ experts, float* __restrict__ weights, float* probabilities, const float* __restrict__ logits, u32 n,
+    u32 top_k, u32 normalize) {
+    u32 lane = threadIdx.x;
+    probabilities += (u64)blockIdx.x * n, logits += (u64)blockIdx.x * n;
+    experts += (u64)blockIdx.x * top_k, weights += (u64)blockIdx.x * top_k;
+    softmax_row(probabilities, logits, n);
+    __syncthreads();
+    if (lane >= WARP) return;
+    u64 last = ~0ull;
+    float sum = 0.0f;
+    for (u32 choice = 0; choice < top_k; choice++) {
+        u64 greatest = 0;
+        for (u32 i = lane; i < n; i += WARP) {
+            u64 of = rank(probabilities[i], i);
+            if (of < last) greatest = max(greatest, of);
+        }
+        last = warp_greatest(greatest);
+        u32 expert = ~(u32)last;
+        float p = probabilities[expert];
+        // What is +0 or more is the same after +0 is added.
+        sum = sum + p;
+        if (lane == choice % WARP) experts[choice] = (int)expert, weights[choice] = p;
+    }
+    if (normalize == 0) return;
+    for (u32 choice = lane; choice < top_k; choice += WARP) weights[choice] = weights[choice] / sum;
 }
 
 // decompose::rope. A thread for each pair of channels (i, i + half), and for each channel past them.

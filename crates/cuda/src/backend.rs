@@ -3,8 +3,8 @@ use std::ops::Range;
 use bytemuck::bytes_of;
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
-    FeedForward, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape,
-    StepInput, StepKey, Tensor, UnaryOp, Weight,
+    Experts, FeedForward, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes,
+    Routing, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight};
@@ -163,6 +163,19 @@ impl Backend for Cuda {
 
     fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
         self.gated(x, layer)
+    }
+
+    fn route(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
+        self.routed(logits, routing)
+    }
+
+    fn experts(
+        &self,
+        x: Input<'_, Self>,
+        layer: Experts<'_, Self>,
+        routes: &Routes<Self>,
+    ) -> Result<Tensor<Self>> {
+        self.mixed(x, layer, routes)
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

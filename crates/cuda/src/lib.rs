@@ -33,6 +33,7 @@ mod backend;
 mod dense;
 mod driver;
 mod error;
+mod experts;
 mod kernels;
 mod layout;
 mod linear;
@@ -69,7 +70,7 @@ const NAME: &str = "cuda";
 const SPARED: u64 = 16;
 
 /// Operations that take indices; a kernel is given the place of its operation here, from 1.
-const INDEXED: [&str; 5] = ["gather", "scatter", "rope", "store_kv", "embedding"];
+const INDEXED: [&str; 6] = ["gather", "scatter", "rope", "store_kv", "embedding", "experts"];
 
 /// A GPU. Cloning shares its stream and its memory.
 #[derive(Clone)]
