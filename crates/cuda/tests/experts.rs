@@ -45,6 +45,14 @@ fn groups_of_pairs() {
     check(&cuda, &mixture([Format::Q2K, Format::Q3K, Format::Q5K], 40, 8, 128, [256, 256, 32]));
 }
 
+#[test]
+fn groups_in_every_format() {
+    let cuda = common::cuda();
+    for &format in Format::ALL.iter().filter(|format| format.is_quantized()) {
+        check(&cuda, &mixture([format; 3], 13, 2, 4, [512, 256, 18]));
+    }
+}
+
 /// An expert that there is not is an error of the next download.
 #[test]
 fn an_expert_that_is_not_there_is_an_error() {
