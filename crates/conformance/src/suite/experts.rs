@@ -129,7 +129,7 @@ pub(super) fn experts() -> Vec<Case> {
         [F16, F32, F16],
         [Q8_0, Q4K, F32],
     ];
-    let sizes = [(0, 2, 1), (1, 1, 1), (1, 8, 2), (2, 5, 5), (3, 64, 8), (7, 8, 2), (17, 4, 3), (33, 8, 2)];
+    let sizes = [(0, 2, 1), (1, 1, 1), (1, 8, 2), (2, 5, 5), (3, 64, 8), (7, 8, 2), (17, 4, 3), (33, 3, 2)];
     let mut cases = Vec::new();
     for (i, formats) in formats.into_iter().enumerate() {
         for (j, (t, count, top_k)) in sizes.into_iter().enumerate() {
@@ -138,10 +138,14 @@ pub(super) fn experts() -> Vec<Case> {
                 Layer { formats, count, n: [32, 40, 48, 64][(i + 2 * j) % 4], blocks: 1 + (i + j) % 2 };
             cases.push(layer.case(t, top_k, spread, Activations::Bell, (i + j) % 3 == 0));
         }
-        let layer = Layer { formats, count: 8, n: 48, blocks: 3 };
+        let layer = Layer { formats, count: 4, n: 48, blocks: 3 };
         cases.push(layer.case(5, 2, Spread::Random, Activations::NonFinite, false));
         cases.push(layer.case(5, 2, Spread::Same, Activations::Tiny, i % 2 == 0));
-        cases.push(layer.case(130, 2, Spread::Random, Activations::Outliers, i % 2 == 1));
+        // More tokens than a task takes; many rows of every format would take the reference too long.
+        if i % 3 == 0 {
+            let layer = Layer { formats, count: 2, n: 32, blocks: 1 };
+            cases.push(layer.case(131, 1, Spread::Same, Activations::Outliers, true));
+        }
     }
     cases
 }
