@@ -45,8 +45,6 @@ struct Shape {
     static constexpr u32 threads = WARPS * WARP, rows = WARPS * HALVES * 8, blocks = CHANNELS / HEAD_BLOCK;
     // One warp is for one token.
     static constexpr bool one_token = WARPS == 1;
-    // Blocks of channels that a head has at least: of fewer there are kernels of fewer channels.
-    static constexpr u32 fewest_blocks = CHANNELS == 64 ? 1 : blocks / 2 + 1;
     // Bytes from a row in shared memory to the next: with 16 more than there are, eight rows are in banks of their own.
     static constexpr u32 pitch = CHANNELS + 16;
 };
@@ -197,7 +195,7 @@ struct Loader {
             u64 row = at[i] == NO_ROW ? 0 : at[i];
 #pragma unroll
             for (u32 block = 0; block < S::blocks; block++) {
-                if (block >= S::fewest_blocks && block >= blocks) break;
+                if (block >= blocks) break;
                 float* to = &shared.k_scale[block][i * S::threads + threadIdx.x];
                 copy_later<4>(to, work.k_scale + row * blocks + block, at[i] != NO_ROW);
             }
@@ -474,7 +472,7 @@ struct State {
         }
 #pragma unroll
         for (u32 block = 0; block < S::blocks; block++) {
-            if (block >= S::fewest_blocks && block >= tile.blocks) break;
+            if (block >= tile.blocks) break;
             tile.multiply_values(block, [&](u32 h, const float(&x)[EACH]) {
 #pragma unroll
                 for (u32 i = 0; i < EACH; i++) {
@@ -493,7 +491,7 @@ struct State {
 #pragma unroll
             for (u32 i = 0; i < EACH; i++) x[i] = out[block][h][i] / divisor;
             u32 channel = block * HEAD_BLOCK + EACH * tile.t;
-            if (block + 1 < S::fewest_blocks || channel < tile.work.head_dim) store(row + channel, x);
+            if (channel < tile.work.head_dim) store(row + channel, x);
         }
     }
 };

@@ -53,12 +53,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) experts_sort(
     sort_pairs<Int8Dots::TOKENS>(tokens, places, groups, ids, pairs, choices, count, op, fault);
 }
 
-// Outputs `y` [pairs, n] of a token's pairs, weighted and added in order. `places` says where pairs are, if they are in another order.
+// Each of `count` outputs [tokens, n]: those of a token's pairs, `y` [pairs, n], weighted and added in order. `places` says where pairs
+// are, if they are in another order.
 extern "C" __global__ void experts_sum(
     float* __restrict__ out, const float* __restrict__ y, const float* __restrict__ weights, const int* __restrict__ places,
-    u32 tokens, u32 choices, u32 n) {
-    for (u64 at = first_index(); at < (u64)tokens * n; at += index_stride()) {
-        u32 token = (u32)(at / n), i = (u32)(at - (u64)token * n);
+    u32 count, u32 choices, u32 n) {
+    for (u64 at = first_index(); at < count; at += index_stride()) {
+        u32 token = (u32)at / n, i = (u32)at - token * n;
         float sum = 0.0f;
         for (u32 choice = 0; choice < choices; choice++) {
             u64 pair = (u64)token * choices + choice, place = places == nullptr ? pair : (u64)places[pair];

@@ -92,6 +92,7 @@ impl Cuda {
             }
             Held::Dense(_) => self.operand(Input::from(&self.glu(&of_gate, &of_up, activation)?), down)?,
         };
+        drop((of_gate, of_up, operand));
         let outputs = self.product_of_experts(&mut hidden, 1, down, &pairs)?;
         self.sum_of_experts(&outputs, &routes.weights, &pairs)
     }
@@ -215,7 +216,7 @@ impl Cuda {
         let shape = Shape::from([tokens, n]);
         let out = self.room(OP, &shape, DType::F32)?;
         let places = pairs.order.as_ref().map_or(bytes_of(&0u64), |order| order.places.argument());
-        let extents = [extent(OP, tokens)?, extent(OP, choices)?, extent(OP, n)?];
+        let extents = [extent(OP, tokens * n)?, extent(OP, choices)?, extent(OP, n)?];
         let tensors = [out.argument(), outputs.data().argument(), weights.data().argument(), places];
         let arguments: Vec<&[u8]> = tensors.into_iter().chain(extents.iter().map(bytes_of)).collect();
         self.launch("experts_sum", self.each(tokens * n), &arguments, &shape)?;

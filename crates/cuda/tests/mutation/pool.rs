@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let repeated = repeated(&suite);
     let suite =
         suite.into_iter().chain(repeated).chain(layers()).chain(fused()).chain(dense_values()).chain(casts());
-    let suite = suite.chain(ends()).chain(exact()).chain(ties());
+    let suite = suite.chain(ends()).chain(experts()).chain(exact()).chain(ties());
     let suite = suite.chain(attention(WIDE)).chain(attention(""));
     suite.chain(moves()).chain(rows()).chain(wrong_indices()).collect()
 }
@@ -151,6 +151,35 @@ fn ends() -> Vec<Case> {
             Case { name: format!("ends/{}", case.name), ..case }
         };
         (0..8).map(of)
+    });
+    quantized.chain(dense).collect()
+}
+
+/// The layers of an expert, which end where `layers` and `ends` have others do.
+fn experts() -> Vec<Case> {
+    let mixture = |format: Format, tokens: usize, [k, inner, n]: [usize; 3]| {
+        let name = format!("experts/{format}/t={tokens},k={k},inner={inner},n={n}");
+        let mut rng = Rng::named(&name);
+        let part = |rows, cols| weight(&name, format, rows, cols, false);
+        let weights = vec![part(inner, k), part(inner, k), part(n, inner)];
+        let each = floats([tokens, 1], &rng.bells(tokens));
+        let ids = tensor(&[tokens, 1], DType::I32, vec![0; 4 * tokens]);
+        let inputs = vec![floats([tokens, k], &rng.bells(tokens * k)), ids, each];
+        Case { name, op: Op::Experts(1, Activation::Silu, None), inputs, weights }
+    };
+    let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
+        let len = format.block_len();
+        let long =
+            if len == 32 { [(2, 1120), (1, 17440), (67, 1120)] } else { [(2, 1280), (1, 17664), (67, 1280)] };
+        let ends = (64..128).filter(|tokens| tokens % 8 < 2).map(move |tokens| (tokens, len));
+        let shapes =
+            ends.chain(long).map(move |(tokens, k)| (tokens, [k, len, if tokens % 2 == 0 { 5 } else { 13 }]));
+        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
+    });
+    let dense = [Format::F32, Format::F16, Format::BF16].into_iter().flat_map(|format| {
+        let ends = (0..8).map(|end| (17 + end % 4, [24, 24, 8 + end]));
+        let shapes = ends.chain([(1, [8200, 8, 3]), (3, [1064, 40, 33]), (67, [1064, 72, 67])]);
+        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
     });
     quantized.chain(dense).collect()
 }
@@ -525,6 +554,8 @@ fn wrong_indices() -> Vec<Case> {
     for index in [-1, 3, i32::MAX] {
         let indices = integers(&[1, index]);
         let table = floats([3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let mut mixed = wrong_expert(index);
+        cases.append(&mut mixed);
         let heads = floats([2, 1, 4], &[1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0]);
         let name = format!("wrong/rope/{index}");
         let inputs = vec![heads, indices.clone(), table.clone(), table];
@@ -536,6 +567,23 @@ fn wrong_indices() -> Vec<Case> {
         }));
     }
     cases
+}
+
+/// An expert that there is not, of few pairs and of many.
+fn wrong_expert(index: i32) -> Vec<Case> {
+    let of = |format: Format, tokens: usize| {
+        let name = format!("wrong/experts/{format}/{tokens}/{index}");
+        let len = format.block_len().max(8);
+        let weights = [len, len, 8].map(|rows| weight(&name, format, 3 * rows, len, false)).into();
+        let mut ids = vec![1; tokens];
+        ids[tokens / 2] = index;
+        let ids = tensor(&[tokens, 1], DType::I32, bytemuck::cast_slice(&ids).to_vec());
+        let x = Rng::named(&name).bells(tokens * len);
+        let inputs = vec![floats([tokens, len], &x), ids, floats([tokens, 1], &vec![1.0; tokens])];
+        Case { name, op: Op::Experts(3, Activation::Silu, None), inputs, weights }
+    };
+    let few = Format::ALL.iter().map(|&format| of(format, 2));
+    few.chain([of(Format::Q8_0, 20)]).collect()
 }
 
 /// Values of several magnitudes.
