@@ -54,18 +54,23 @@ fn differences_on<B: Backend>(backend: B, model: &str, golden: &str) -> (f64, f6
 }
 
 /// GGUF files and the golden logits of the model that they describe.
-const GGUF_GOLDENS: [(&str, &str); 11] = [
+const GGUF_GOLDENS: [(&str, &str); 16] = [
     ("gguf/llama.F16.gguf", "llama"),
     ("gguf/llama3.BF16.gguf", "llama3"),
     ("gguf/mistral.BF16.gguf", "mistral.gguf"),
     ("gguf/qwen2.F32.gguf", "qwen2"),
     ("gguf/qwen3.BF16.gguf", "qwen3"),
+    ("gguf/qwen3_moe.BF16.gguf", "qwen3_moe"),
+    ("gguf/mixtral.BF16.gguf", "mixtral"),
+    ("gguf/olmoe.BF16.gguf", "olmoe"),
     ("gguf/gemma2.BF16.gguf", "gemma2.gguf"),
     ("gguf/gemma3.BF16.gguf", "gemma3"),
     ("gguf/llama.Q8_0.gguf", "llama.Q8_0"),
     ("gguf/llama.Q4_0.gguf", "llama.Q4_0"),
     ("gguf/llama.mixed32.gguf", "llama.mixed32"),
     ("gguf/wide.mixed256.gguf", "wide.mixed256"),
+    ("gguf/mixtral.mixed32.gguf", "mixtral.mixed32"),
+    ("gguf/wide_moe.mixed256.gguf", "wide_moe.mixed256"),
 ];
 
 /// The model texts, without the contract's roundings. transformers, mlx-lm and llama.cpp leave each other by up to

@@ -193,6 +193,9 @@ fn both_kinds_of_file() {
         ("llama3", "gguf/llama3.BF16.gguf"),
         ("qwen2", "gguf/qwen2.F32.gguf"),
         ("qwen3", "gguf/qwen3.BF16.gguf"),
+        ("qwen3_moe", "gguf/qwen3_moe.BF16.gguf"),
+        ("mixtral", "gguf/mixtral.BF16.gguf"),
+        ("olmoe", "gguf/olmoe.BF16.gguf"),
         ("gemma3", "gguf/gemma3.BF16.gguf"),
     ] {
         let (from_gguf, from_safetensors) = (tiny(gguf), tiny(name));

@@ -43,6 +43,8 @@ template <u32 WARPS, u32 HALVES, u32 CHANNELS>
 struct Shape {
     static constexpr u32 warps = WARPS, halves = HALVES, channels = CHANNELS;
     static constexpr u32 threads = WARPS * WARP, rows = WARPS * HALVES * 8, blocks = CHANNELS / HEAD_BLOCK;
+    // One warp is for one token.
+    static constexpr bool one_token = WARPS == 1;
     // Bytes from a row in shared memory to the next: with 16 more than there are, eight rows are in banks of their own.
     static constexpr u32 pitch = CHANNELS + 16;
 };
@@ -91,6 +93,13 @@ __device__ __forceinline__ Rows find_rows(const Work& work, u32 run) {
     rows.kv_head = pair % work.kv_heads;
     rows.first_head = rows.kv_head * group + part * S::rows;
     rows.heads = min(S::rows, group - part * S::rows);
+    if constexpr (S::one_token) {
+        rows.start = rows.first_token, rows.end = rows.start + 1;
+        rows.sequence = (u32)work.sequences[rows.start];
+        rows.newest = work.positions[rows.start];
+        rows.oldest = oldest_key(work, rows.newest);
+        return rows;
+    }
     u32 count = min(work.per_block, work.tokens - rows.first_token);
     u64 starts = 0;
     for (u32 first = 0; first < count; first += WARP) {
@@ -308,6 +317,11 @@ struct Tile {
         return key >= oldest[half] && key <= position[half];
     }
 
+    // Whether the value of a key may count. What no row of a block sees is zeros; what another token sees may be no number.
+    __device__ __forceinline__ bool has_scale(u32 half, u32 tile, u32 j, u32 e) const {
+        return S::one_token || is_visible(half, tile, j, e);
+    }
+
     __device__ __forceinline__ void scale_and_cap(float (&s)[MATRICES][2]) const {
 #pragma unroll
         for (u32 i = 0; i < 2 * MATRICES; i++) s[i / 2][i % 2] = s[i / 2][i % 2] * work.scale;
@@ -340,8 +354,8 @@ struct Tile {
 #pragma unroll
         for (u32 j = 0; j < MATRICES; j++) {
             float2 v_scale = *(const float2*)&shared.v_scale[COLUMNS * j + 2 * t];
-            s[j][0] = is_visible(half, tile, j, 0) ? s[j][0] * v_scale.x : 0.0f;
-            s[j][1] = is_visible(half, tile, j, 1) ? s[j][1] * v_scale.y : 0.0f;
+            s[j][0] = has_scale(half, tile, j, 0) ? s[j][0] * v_scale.x : 0.0f;
+            s[j][1] = has_scale(half, tile, j, 1) ? s[j][1] * v_scale.y : 0.0f;
             largest = max_of(largest, max_of(s[j][0], s[j][1]));
         }
         slice(half, quad_max(largest));
@@ -425,11 +439,10 @@ struct Tile {
     }
 };
 
-// Writes a lane's channels of a row from `channel` on.
-__device__ __forceinline__ void store(float* row, u32 channel, u32 head_dim, const float (&x)[EACH]) {
-    if (channel >= head_dim) return;
-    *(float4*)&row[channel] = make_float4(x[0], x[1], x[2], x[3]);
-    *(float4*)&row[channel + 4] = make_float4(x[4], x[5], x[6], x[7]);
+// Writes a lane's channels of a row.
+__device__ __forceinline__ void store(float* to, const float (&x)[EACH]) {
+    ((float4*)to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+    ((float4*)to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
 // A lane's part of the outputs of all tiles until now.
@@ -477,7 +490,8 @@ struct State {
             float x[EACH];
 #pragma unroll
             for (u32 i = 0; i < EACH; i++) x[i] = out[block][h][i] / divisor;
-            store(row, block * HEAD_BLOCK + EACH * tile.t, tile.work.head_dim, x);
+            u32 channel = block * HEAD_BLOCK + EACH * tile.t;
+            if (channel < tile.work.head_dim) store(row + channel, x);
         }
     }
 };
@@ -513,7 +527,7 @@ __device__ __forceinline__ void attend(const Outputs& outputs, const Work& work)
     extern __shared__ __align__(16) u8 dynamic[];
     Shared<S>& shared = *(Shared<S>*)dynamic;
     bool is_of_one_tile = outputs.tiles != nullptr;
-    u32 runs = is_of_one_tile ? gridDim.y / work.tiles : gridDim.y;
+    u32 runs = S::one_token ? 1 : is_of_one_tile ? gridDim.y / work.tiles : gridDim.y;
     Rows rows = find_rows<S>(work, blockIdx.y % runs);
     if (rows.start == rows.end) return;
     u32 blocks = (work.head_dim + HEAD_BLOCK - 1) / HEAD_BLOCK;

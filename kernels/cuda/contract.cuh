@@ -162,23 +162,23 @@ __device__ __forceinline__ float block_max(float x, float* shared) {
     return x;
 }
 
-// `sum` (rule R5) of SUM_LANES threads that each hold a lane, for every thread; `shared` has SUM_LANES floats.
-__device__ __forceinline__ float block_sum(float lane, float* shared) {
+// What `block_sum` needs of shared memory: the lanes, and their sum in a place of its own, which a thread may still read while
+// others write the lanes of the next.
+typedef float SumOf[SUM_LANES + 1];
+
+// `sum` (rule R5) of SUM_LANES threads that each hold a lane, for every thread.
+__device__ __forceinline__ float block_sum(float lane, SumOf& shared) {
     u32 thread = threadIdx.x;
     shared[thread] = lane;
     __syncthreads();
-    float sum = 0.0f;
     if (thread < WARP) {
         float even = shared[thread] + shared[thread + 64];
         float odd = shared[thread + 32] + shared[thread + 96];
-        sum = warp_sum(even + odd);
+        float sum = warp_sum(even + odd);
+        if (thread == 0) shared[SUM_LANES] = sum;
     }
     __syncthreads();
-    if (thread == 0) shared[0] = sum;
-    __syncthreads();
-    sum = shared[0];
-    __syncthreads();
-    return sum;
+    return shared[SUM_LANES];
 }
 
 // Work of one launch that no grid is large enough for is done in strides.

@@ -1,5 +1,6 @@
 // Linear layers over float weights (decompose::linear): products are summed in order within a span of 512 columns, and spans are
 // added in order (rule R5). Columns come in eights. Activations are f32 that `operands` has made.
+#include "experts.cuh"
 #include "matrix.cuh"
 
 constexpr u32 SPAN = 512;
@@ -114,8 +115,9 @@ struct Chunks {
 
 template <class T, u32 M>
 __device__ __forceinline__ void few(
-    float* __restrict__ out, const float* __restrict__ x, const typename T::Stored* __restrict__ weights, u32 m, u32 n,
-    u32 k) {
+    float* __restrict__ out, const float* __restrict__ x, const typename T::Stored* __restrict__ weights, u32 to, u32 from,
+    u32 m, u32 n, u32 k) {
+    out += (u64)to * n, x += (u64)from * k;
     extern __shared__ __align__(16) u8 dynamic[];
     Shared<M>& shared = *(Shared<M>*)dynamic;
     constexpr u32 OF_SPAN = Chunks<T>::OF_SPAN, PAIRS = M * WARP, OWN = (PAIRS + THREADS - 1) / THREADS;
@@ -213,10 +215,10 @@ __device__ __forceinline__ void multiply(
 
 template <class T>
 __device__ __forceinline__ void many(
-    float* __restrict__ out, const float* __restrict__ x, const typename T::Stored* __restrict__ weights, u32 m, u32 n,
-    u32 k) {
+    float* __restrict__ out, const float* __restrict__ x, const typename T::Stored* __restrict__ weights, u32 first_token,
+    u32 m, u32 n, u32 k) {
     __shared__ Operands shared[2];
-    u32 first_row = blockIdx.x * SIDE, first_token = blockIdx.y * SIDE, of = threadIdx.x % SIDE;
+    u32 first_row = blockIdx.x * SIDE, of = threadIdx.x % SIDE;
     u32 own_row = threadIdx.x / (SIDE / OWN_TOKENS) * OWN_ROWS, own_token = threadIdx.x % (SIDE / OWN_TOKENS) * OWN_TOKENS;
     Reader<T> reader = {
         weights + (u64)min(first_row + of, n - 1) * k, x + (u64)min(first_token + of, m - 1) * k, k, {}, {}};
@@ -247,7 +249,7 @@ __device__ __forceinline__ void many(
 #define FEW(name, T, M)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                             \
         name(float* out, const float* x, const T::Stored* weights, u32 m, u32 n, u32 k) {                                \
-        few<T, M>(out, x, weights, m, n, k);                                                                             \
+        few<T, M>(out, x, weights, 0, 0, m, n, k);                                                                       \
     }
 #define DENSE(name, T)                                                                                                   \
     extern "C" __global__ void dense_operands_##name(float* out, const float* x, u64 n) { operands<T>(out, x, n); }      \
@@ -257,9 +259,26 @@ __device__ __forceinline__ void many(
     FEW(dense_##name##_8, T, 8)                                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                \
         dense_##name##_many(float* out, const float* x, const T::Stored* weights, u32 m, u32 n, u32 k) {                 \
-        many<T>(out, x, weights, m, n, k);                                                                               \
+        many<T>(out, x, weights, blockIdx.y * SIDE, m, n, k);                                                                               \
     }
 
-DENSE(f16, F16)
-DENSE(bf16, BF16)
-DENSE(f32, F32)
+// Of an expert's rows, as in experts.cu.
+#define EXPERTS(name, T)                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, 3) experts_##name##_few(                                       \
+        float* out, const float* x, const T::Stored* weights, const int* ids, u32 per_row, u32 count, u32 n, u32 k,      \
+        u32 op, Fault* fault) {                                                                                          \
+        weights += (u64)expert_of(ids[blockIdx.y], count, op, fault) * n * k;                                            \
+        few<T, 1>(out, x, weights, blockIdx.y, blockIdx.y / per_row, 1, n, k);                                           \
+    }                                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS) experts_##name##_many(                                         \
+        float* out, const float* x, const T::Stored* weights, const Group* groups, u32 n, u32 k) {                       \
+        Group group = groups[blockIdx.y];                                                                                \
+        if (group.first == group.end) return;                                                                            \
+        many<T>(out, x, weights + (u64)group.expert * n * k, group.first, group.end, n, k);                              \
+    }
+
+#define KERNELS(name, T) DENSE(name, T) EXPERTS(name, T)
+
+KERNELS(f16, F16)
+KERNELS(bf16, BF16)
+KERNELS(f32, F32)

@@ -98,7 +98,7 @@ SELECT(select_1, u8)
 SELECT(select_2, u16)
 SELECT(select_4, u32)
 
-// Casts. An element is read as f32 or as int, which hold every source exactly.
+// Casts. Floats are read as f32, which holds each exactly; integers of 8 bits widen to int where no other function takes them.
 struct F16 {
     u16 bits;
 };
@@ -110,8 +110,8 @@ __device__ __forceinline__ float value(float x) { return x; }
 __device__ __forceinline__ float value(F16 x) { return f32_of_f16(x.bits); }
 __device__ __forceinline__ float value(BF16 x) { return f32_of_bf16(x.bits); }
 __device__ __forceinline__ int value(int x) { return x; }
-__device__ __forceinline__ int value(i8 x) { return x; }
-__device__ __forceinline__ int value(u8 x) { return x; }
+__device__ __forceinline__ i8 value(i8 x) { return x; }
+__device__ __forceinline__ u8 value(u8 x) { return x; }
 
 __device__ __forceinline__ int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
@@ -132,6 +132,8 @@ __device__ __forceinline__ void set(BF16& out, int x) {
     u32 exact = magnitude >> 24 == 0 ? magnitude : (magnitude & ~0xffu) | sticky;
     out.bits = bf16_of_f32(x < 0 ? -(float)exact : (float)exact);
 }
+__device__ __forceinline__ void set(BF16& out, i8 x) { out.bits = bf16_of_f32(x); }
+__device__ __forceinline__ void set(BF16& out, u8 x) { out.bits = bf16_of_f32(x); }
 __device__ __forceinline__ void set(int& out, int x) { out = x; }
 __device__ __forceinline__ void set(i8& out, int x) { out = (i8)x; }
 __device__ __forceinline__ void set(u8& out, int x) { out = (u8)x; }
@@ -144,17 +146,19 @@ __device__ __forceinline__ void set(u8& out, int x) { out = (u8)x; }
             return to;                                                                      \
         });                                                                                 \
     }
-#define CASTS(from, In)          \
-    CAST(cast_##from##_f32, float, In) \
-    CAST(cast_##from##_f16, F16, In)   \
-    CAST(cast_##from##_bf16, BF16, In) \
-    CAST(cast_##from##_i8, i8, In)     \
-    CAST(cast_##from##_u8, u8, In)     \
-    CAST(cast_##from##_i32, int, In)
+#define TO_F32(from, In) CAST(cast_##from##_f32, float, In)
+#define TO_F16(from, In) CAST(cast_##from##_f16, F16, In)
+#define TO_BF16(from, In) CAST(cast_##from##_bf16, BF16, In)
+#define TO_I8(from, In) CAST(cast_##from##_i8, i8, In)
+#define TO_U8(from, In) CAST(cast_##from##_u8, u8, In)
+#define TO_I32(from, In) CAST(cast_##from##_i32, int, In)
 
-CASTS(f32, float)
-CASTS(f16, F16)
-CASTS(bf16, BF16)
-CASTS(i8, i8)
-CASTS(u8, u8)
-CASTS(i32, int)
+// From each type to the five others.
+#define CASTS(from, In, A, B, C, D, E) A(from, In) B(from, In) C(from, In) D(from, In) E(from, In)
+
+CASTS(f32, float, TO_F16, TO_BF16, TO_I8, TO_U8, TO_I32)
+CASTS(f16, F16, TO_F32, TO_BF16, TO_I8, TO_U8, TO_I32)
+CASTS(bf16, BF16, TO_F32, TO_F16, TO_I8, TO_U8, TO_I32)
+CASTS(i8, i8, TO_F32, TO_F16, TO_BF16, TO_U8, TO_I32)
+CASTS(u8, u8, TO_F32, TO_F16, TO_BF16, TO_I8, TO_I32)
+CASTS(i32, int, TO_F32, TO_F16, TO_BF16, TO_I8, TO_U8)

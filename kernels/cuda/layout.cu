@@ -84,8 +84,14 @@ __device__ __forceinline__ void scatter(
     }
 }
 
+#define FILL(bytes, T) \
+    extern "C" __global__ void fill_##bytes(T* out, T value, u64 n) { fill(out, value, n); }
+
+FILL(1, u8)
+FILL(4, u32)
+FILL(16, uint4)
+
 #define MOVES(bytes, T)                                                                                     \
-    extern "C" __global__ void fill_##bytes(T* out, T value, u64 n) { fill(out, value, n); }                \
     extern "C" __global__ void view_##bytes(T* out, const T* x, u32 n, const View view) {                   \
         copy_view(out, x, n, view);                                                                         \
     }                                                                                                       \

@@ -298,21 +298,21 @@ struct Few {
             if (pair % M >= tokens()) continue;
             u32 count = start < terms_of_row ? min(TERMS_OF_SPAN, terms_of_row - start) : 0;
             float sum = 0.0f;
+#pragma unroll(TERMS_OF_SPAN < 4 ? TERMS_OF_SPAN : 4)
             for (u32 j = 0; j < count; j++) sum = sum + terms[pair][half * TERMS_OF_SPAN + j];
             sums[pair][2 * (tile - first) + half] = sum;
         }
     }
 };
 
+// `m` tokens, M at most, from row `from` of the activation on, to rows from `to` on.
 template <class K, u32 M>
 __device__ __forceinline__ void few(
-    float* __restrict__ out, const i8* __restrict__ xq, const float* __restrict__ xd, const Weights& weights, u32 m,
-    u32 n, u32 k) {
+    float* __restrict__ out, const i8* __restrict__ xq, const float* __restrict__ xd, const Weights& weights, u32 to,
+    u32 from, u32 m, u32 n, u32 k) {
     using Work = Few<K, M>;
     constexpr u32 PAIRS = Work::ROWS * M, TILES = Work::SPANS / 2;
-    u32 first_token = blockIdx.y * M;
-    m = min(m - first_token, M), out += (u64)first_token * n;
-    xq += (u64)first_token * k, xd += (u64)first_token * (k / K::BLOCK);
+    out += (u64)to * n, xq += (u64)from * k, xd += (u64)from * (k / K::BLOCK);
     __shared__ typename Work::Terms terms[WARPS];
     __shared__ float sums[PAIRS][Work::SPANS + 1];
     Work work = {xq, xd, weights, m, n, k};

@@ -79,8 +79,9 @@ struct Tile {
     typename Operands<K, X>::CopyLower lower;
     typename Operands<K, X>::CopyX x;
 
-    __device__ __forceinline__ Tile(const Weights& weights, const void* x, u32 m, u32 n, u32 k)
-        : m(m), n(n), k(k), first_row(blockIdx.x * ROWS), first_token(blockIdx.y * TOKENS),
+    // Tokens from `first_token` on, before `m`.
+    __device__ __forceinline__ Tile(const Weights& weights, const void* x, u32 first_token, u32 m, u32 n, u32 k)
+        : m(m), n(n), k(k), first_row(blockIdx.x * ROWS), first_token(first_token),
           warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), g(lane / 4), t(lane % 4),
           upper(weights.upper, first_row, n, steps() * Operands<K, X>::UPPER),
           lower(weights.lower, first_row, n, steps() * Operands<K, X>::LOWER), x(x, first_token, m, k * (X::BYTES / STEP)) {
@@ -158,11 +159,14 @@ __device__ __forceinline__ void many(float* __restrict__ out, T tile) {
     extern "C" __global__ void __launch_bounds__(THREADS, 4) name(                                                       \
         float* out, const i8* xq, const float* xd, const u32* upper, const u32* lower, const u16* scale,              \
         const u8* sub_scale, const u8* sub_min, u32 m, u32 n, u32 k) {                                                \
-        few<K, M>(out, xq, xd, Weights{upper, lower, scale, sub_scale, sub_min}, m, n, k);                            \
+        u32 first = blockIdx.y * M;                                                                                   \
+        Weights weights = {upper, lower, scale, sub_scale, sub_min};                                                  \
+        few<K, M>(out, xq, xd, weights, first, first, min(m - first, M), n, k);                                       \
     }
 #define LINEAR_MANY(name, TILE, K, X)                                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS, 3) name(                                                    \
         float* out, const void* x, const float* d, const float* totals, const i8* sums, const u32* upper,             \
         const u32* lower, const u16* scale, const u8* sub_scale, const u8* sub_min, u32 m, u32 n, u32 k) {            \
-        many(out, TILE<K, X>(Weights{upper, lower, scale, sub_scale, sub_min}, x, d, totals, sums, m, n, k));         \
+        Weights weights = {upper, lower, scale, sub_scale, sub_min};                                                  \
+        many(out, TILE<K, X>(weights, x, d, totals, sums, blockIdx.y * X::TOKENS, m, n, k));                          \
     }

@@ -32,8 +32,9 @@ struct Tile256 : Tile<K, X> {
     int isum[TILES][4];
 
     __device__ __forceinline__ Tile256(
-        const Weights& weights, const void* x, const float* d, const float* totals, const i8* sums, u32 m, u32 n, u32 k)
-        : Tile<K, X>(weights, x, m, n, k), sub_scales(weights.sub_scale, this->first_row, n, k / K::SUB),
+        const Weights& weights, const void* x, const float* d, const float* totals, const i8* sums, u32 first_token,
+        u32 m, u32 n, u32 k)
+        : Tile<K, X>(weights, x, first_token, m, n, k), sub_scales(weights.sub_scale, this->first_row, n, k / K::SUB),
           scales(weights.scale, this->first_row, n, padded(k / 256) / BLOCKS * 4),
           ds(d, this->first_token, m, k / 256 * 4), totals(totals, this->first_token, m, k / K::SUB * 4),
           sub_mins(K::HALVES ? weights.sub_scale : weights.sub_min, this->first_row, n, k / K::SUB),

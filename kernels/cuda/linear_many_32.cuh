@@ -23,8 +23,9 @@ struct Tile32 : Tile<K, X> {
     u32 offsets[TOKENS / EACH];
 
     __device__ __forceinline__ Tile32(
-        const Weights& weights, const void* x, const float* d, const float*, const i8*, u32 m, u32 n, u32 k)
-        : Tile<K, X>(weights, x, m, n, k), scales(weights.scale, this->first_row, n, this->steps() * SCALE_BYTES),
+        const Weights& weights, const void* x, const float* d, const float*, const i8*, u32 first_token, u32 m, u32 n,
+        u32 k)
+        : Tile<K, X>(weights, x, first_token, m, n, k), scales(weights.scale, this->first_row, n, this->steps() * SCALE_BYTES),
           d(d + (u64)this->first_token * (k / UNIT) * VALUES) {
 #pragma unroll
         for (u32 i = 0; i < TOKENS / EACH; i++) {

@@ -4,20 +4,23 @@
 // Floats of a row that a block keeps in shared memory; of longer rows it reads the device's again.
 constexpr u32 ROW_MAX = 8192;
 
-// Copies a row in accesses of 16 bytes, where rows begin at multiples of that.
-__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
-    if (n % 4 == 0) {
+// Copies a row of a multiple of four values in accesses of 16 bytes.
+__device__ __forceinline__ void stage_fours(float* __restrict__ row, const float* __restrict__ x, u32 n) {
 #pragma unroll 4
-        for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
-    } else {
-        for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
-    }
+    for (u32 i = threadIdx.x; i < n / 4; i += SUM_LANES) ((float4*)row)[i] = ((const float4*)x)[i];
+    __syncthreads();
+}
+
+// Copies a row.
+__device__ __forceinline__ void stage(float* __restrict__ row, const float* __restrict__ x, u32 n) {
+    if (n % 4 == 0) return stage_fours(row, x, n);
+    for (u32 i = threadIdx.x; i < n; i += SUM_LANES) row[i] = x[i];
     __syncthreads();
 }
 
 // 1 / sqrt(sum(x * x) * (1 / n) + eps)
 template <class F>
-__device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, float* shared, F x) {
+__device__ __forceinline__ float reciprocal_root(u32 n, float reciprocal_n, float eps, SumOf& shared, F x) {
     float lane = 0.0f;
 #pragma unroll 8
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) {
@@ -44,7 +47,7 @@ __device__ __forceinline__ void map_row(
 
 __device__ __forceinline__ void norm_row(
     float* __restrict__ out, const float* x, const float* __restrict__ weight, u32 n, float reciprocal_n,
-    float eps, float* shared) {
+    float eps, SumOf& shared) {
     float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
     map_row(out, x, weight, n, [=](float x, float w) { return (x * r) * w; });
 }
@@ -53,7 +56,7 @@ __device__ __forceinline__ void norm_row(
 extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
     float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight, u32 n,
     float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     __shared__ alignas(16) float row[ROW_MAX];
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
@@ -66,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) rms_norm(
 extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
     float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ weight,
     const float* __restrict__ bias, u32 n, float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
     float lane = 0.0f;
@@ -77,12 +80,9 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) layer_norm(
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = (((x[i] - mean) * r) * weight[i]) + bias[i];
 }
 
-// decompose::softmax. The exponentials wait in `out`, where each thread finds its own.
-extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
-    float* __restrict__ out, const float* __restrict__ x, u32 n) {
-    __shared__ float shared[SUM_LANES];
-    x += (u64)blockIdx.x * n;
-    out += (u64)blockIdx.x * n;
+// decompose::softmax of a row. The exponentials wait in `out`, where each thread finds its own.
+__device__ __forceinline__ void softmax_row(float* __restrict__ out, const float* __restrict__ x, u32 n) {
+    __shared__ SumOf shared;
     float largest = x[0];
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) largest = max_of(largest, x[i]);
     largest = block_max(largest, shared);
@@ -94,6 +94,51 @@ extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(
     }
     float sum = block_sum(lane, shared);
     for (u32 i = threadIdx.x; i < n; i += SUM_LANES) out[i] = out[i] / sum;
+}
+
+extern "C" __global__ void __launch_bounds__(SUM_LANES) softmax(float* out, const float* x, u32 n) {
+    u64 start = (u64)blockIdx.x * n;
+    softmax_row(out + start, x + start, n);
+}
+
+// Where a probability stands among those of a row: the greater first, and of equal ones that of the lower index. All of a row
+// of NaN are equal; others are +0 or more, so that their bits are in their order.
+__device__ __forceinline__ u64 rank(float p, u32 index) {
+    return (u64)(p == p ? __float_as_uint(p) : 0) << 32 | ~index;
+}
+
+__device__ __forceinline__ u64 warp_greatest(u64 x) {
+    for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) x = max(x, __shfl_xor_sync(ALL_LANES, x, lanes));
+    return x;
+}
+
+// decompose::route. A block for each token, whose probabilities are in `probabilities` [tokens, n]; its first warp chooses.
+extern "C" __global__ void __launch_bounds__(SUM_LANES) route(
+    int* __restrict__ experts, float* __restrict__ weights, float* probabilities, const float* __restrict__ logits, u32 n,
+    u32 top_k, u32 normalize) {
+    u32 lane = threadIdx.x;
+    probabilities += (u64)blockIdx.x * n, logits += (u64)blockIdx.x * n;
+    experts += (u64)blockIdx.x * top_k, weights += (u64)blockIdx.x * top_k;
+    softmax_row(probabilities, logits, n);
+    __syncthreads();
+    if (lane >= WARP) return;
+    u64 last = ~0ull;
+    float sum = 0.0f;
+    for (u32 choice = 0; choice < top_k; choice++) {
+        u64 greatest = 0;
+        for (u32 i = lane; i < n; i += WARP) {
+            u64 of = rank(probabilities[i], i);
+            if (of < last) greatest = max(greatest, of);
+        }
+        last = warp_greatest(greatest);
+        u32 expert = ~(u32)last;
+        float p = probabilities[expert];
+        // What is +0 or more is the same after +0 is added.
+        sum = sum + p;
+        if (lane == choice % WARP) experts[choice] = (int)expert, weights[choice] = p;
+    }
+    if (normalize == 0) return;
+    for (u32 choice = lane; choice < top_k; choice += WARP) weights[choice] = weights[choice] / sum;
 }
 
 // decompose::rope. A thread for each pair of channels (i, i + half), and for each channel past them.
@@ -149,7 +194,7 @@ __device__ __forceinline__ void quantize_values(
 template <u32 PER_LANE>
 __device__ __forceinline__ void quantize_norm_row(
     i8* __restrict__ q, float* __restrict__ scales, const float* x, const float* __restrict__ weight, u32 n,
-    float reciprocal_n, float eps, float* shared) {
+    float reciprocal_n, float eps, SumOf& shared) {
     constexpr u32 LEN = WARP * PER_LANE;
     float r = reciprocal_root(n, reciprocal_n, eps, shared, [=](u32 i) { return x[i]; });
     for (u32 block = threadIdx.x / WARP; block < n / LEN; block += SUM_LANES / WARP) {
@@ -164,7 +209,7 @@ template <u32 PER_LANE>
 __device__ __forceinline__ void quantize_norm(
     i8* __restrict__ q, float* __restrict__ scales, const float* __restrict__ x, const float* __restrict__ weight,
     u32 n, float reciprocal_n, float eps) {
-    __shared__ float shared[SUM_LANES];
+    __shared__ SumOf shared;
     __shared__ alignas(16) float row[ROW_MAX];
     x += (u64)blockIdx.x * n;
     q += (u64)blockIdx.x * n;
@@ -172,7 +217,7 @@ __device__ __forceinline__ void quantize_norm(
     if (n > ROW_MAX) {
         return quantize_norm_row<PER_LANE>(q, scales, x, weight, n, reciprocal_n, eps, shared);
     }
-    stage(row, x, n);
+    stage_fours(row, x, n);
     quantize_norm_row<PER_LANE>(q, scales, row, weight, n, reciprocal_n, eps, shared);
 }
 

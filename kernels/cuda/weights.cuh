@@ -116,6 +116,15 @@ struct Mxfp4 : Kind<32, 32, false, Lookup<Mxfp4Table>> {
     static constexpr bool POWERS = true;
 };
 
+// The matrix of the rows from `row` on.
+template <class K>
+__device__ __forceinline__ Weights from_row(const Weights& weights, u64 row, u32 k) {
+    u64 units = row * padded(k / UNIT), subs = row * (k / K::SUB);
+    return {
+        weights.upper + units * K::Codes::UPPER_WORDS, weights.lower + units * K::Codes::LOWER_WORDS,
+        weights.scale + row * padded(k / K::BLOCK) * (K::MIN ? 2 : 1), weights.sub_scale + subs, weights.sub_min + subs};
+}
+
 // A block's scale, of what unpacked integers are multiples of.
 template <class K>
 __device__ __forceinline__ float scale_of(u16 bits) {

@@ -24,6 +24,7 @@ modules!(
     "dense",
     "elementwise",
     "embedding",
+    "experts",
     "layout",
     "linear_256",
     "linear_32",

@@ -1,4 +1,4 @@
-use samebits_nn::{AttentionSpec, Loader, Result as LoadResult, Step};
+use samebits_nn::{AttentionSpec, Loader, QkNorm, Result as LoadResult, Step};
 use samebits_tensor::{Backend, KvCache, Result, Tensor};
 
 use crate::{Gemma2Layer, Layer, LayerContext};
@@ -13,7 +13,7 @@ impl<B: Backend> Layer<B> for Gemma3Layer<B> {
         let window = config.window(context.index);
         let rope = if window.is_some() { &context.local_rope } else { &context.rope };
         let spec = AttentionSpec {
-            qk_norm: true,
+            qk_norm: Some(QkNorm::Heads),
             window,
             soft_cap: config.attn_logit_softcapping,
             ..AttentionSpec::plain(config)

@@ -9,6 +9,7 @@ mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
+mod olmoe;
 mod qwen2;
 mod qwen3;
 
@@ -17,6 +18,7 @@ pub use gemma2::Gemma2Layer;
 pub use gemma3::Gemma3Layer;
 pub use llama::LlamaLayer;
 pub use mistral::MistralLayer;
+pub use olmoe::OlmoeLayer;
 pub use qwen2::Qwen2Layer;
 pub use qwen3::Qwen3Layer;
 
@@ -77,6 +79,9 @@ architectures! {
     Mistral => MistralLayer,
     Qwen2 => Qwen2Layer,
     Qwen3 => Qwen3Layer,
+    Qwen3Moe => Qwen3Layer,
+    Mixtral => MistralLayer,
+    Olmoe => OlmoeLayer,
     Gemma2 => Gemma2Layer,
     Gemma3 => Gemma3Layer,
 }

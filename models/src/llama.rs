@@ -1,15 +1,15 @@
-use samebits_nn::{Attention, AttentionSpec, Loader, Mlp, Result as LoadResult, RmsNorm, Step};
+use samebits_nn::{Attention, AttentionSpec, FeedForward, Loader, Result as LoadResult, RmsNorm, Step};
 use samebits_tensor::{Backend, KvCache, Result, Tensor};
 
 use crate::{Layer, LayerContext};
 
 /// Llama 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024), SmolLM 2 and their like: norm before attention, norm
-/// before a SwiGLU feed-forward layer, a residual around each.
+/// before a SwiGLU feed-forward layer, a residual around each. Models with experts have them in the place of that layer.
 pub struct LlamaLayer<B: Backend> {
     input_layernorm: RmsNorm<B>,
     self_attn: Attention<B>,
     post_attention_layernorm: RmsNorm<B>,
-    mlp: Mlp<B>,
+    mlp: FeedForward<B>,
 }
 
 impl<B: Backend> LlamaLayer<B> {
@@ -24,7 +24,7 @@ impl<B: Backend> LlamaLayer<B> {
             input_layernorm: weights.norm("input_layernorm", hidden)?,
             self_attn: Attention::load(&weights.at("self_attn"), spec, &context.rope)?,
             post_attention_layernorm: weights.norm("post_attention_layernorm", hidden)?,
-            mlp: Mlp::load(&weights.at("mlp"))?,
+            mlp: FeedForward::load(&weights.at("mlp"))?,
         })
     }
 }

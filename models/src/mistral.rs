@@ -3,7 +3,8 @@ use samebits_tensor::{Backend, KvCache, Result, Tensor};
 
 use crate::{Layer, LayerContext, LlamaLayer};
 
-/// Mistral (Jiang et al. 2023): Llama whose queries see a sliding window of keys.
+/// Mistral (Jiang et al. 2023): Llama whose queries see a sliding window of keys. With experts it is Mixtral (Jiang et al.
+/// 2024).
 pub struct MistralLayer<B: Backend>(LlamaLayer<B>);
 
 impl<B: Backend> Layer<B> for MistralLayer<B> {

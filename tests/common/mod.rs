@@ -31,11 +31,21 @@ pub(crate) fn tiny(name: &str) -> Checkpoint {
 }
 
 /// Tiny models in Hugging Face's layout.
-pub(crate) const NAMES: [&str; 7] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
+pub(crate) const NAMES: [&str; 10] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe", "gemma2", "gemma3"];
+
+/// Those of them with experts.
+pub(crate) const WITH_EXPERTS: [&str; 3] = ["qwen3_moe", "mixtral", "olmoe"];
 
 /// Quantised ones, which hold every block format between them.
-pub(crate) const GGUF: [&str; 4] =
-    ["gguf/llama.Q8_0.gguf", "gguf/llama.Q4_0.gguf", "gguf/llama.mixed32.gguf", "gguf/wide.mixed256.gguf"];
+pub(crate) const GGUF: [&str; 6] = [
+    "gguf/llama.Q8_0.gguf",
+    "gguf/llama.Q4_0.gguf",
+    "gguf/llama.mixed32.gguf",
+    "gguf/wide.mixed256.gguf",
+    "gguf/mixtral.mixed32.gguf",
+    "gguf/wide_moe.mixed256.gguf",
+];
 
 /// 150 tokens: longer than every window, and than a tile of attention.
 pub(crate) fn prompt() -> Vec<u32> {

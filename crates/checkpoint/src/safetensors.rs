@@ -10,7 +10,11 @@ use safetensors::{Dtype, SafeTensors};
 use samebits_nn::{Config, WeightError, WeightSource};
 use samebits_tensor::{Bytes, Format, HostWeight};
 
-use crate::{Error, Result, mmap, names::is_known, read_json};
+use crate::{
+    Error, Result, mmap,
+    names::{Place, place},
+    read_json,
+};
 
 /// Name of the index of a sharded checkpoint.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -21,8 +25,14 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 pub struct SafetensorsWeights {
     origin: String,
     adds_one_to_norms: bool,
-    weights: Vec<HostWeight>,
+    weights: Vec<Entry>,
     by_name: HashMap<String, usize>,
+}
+
+/// A weight, of one tensor or of one an expert.
+enum Entry {
+    Whole(HostWeight),
+    Experts { name: String, parts: Vec<Option<HostWeight>> },
 }
 
 impl SafetensorsWeights {
@@ -52,10 +62,10 @@ impl SafetensorsWeights {
 
     fn add(&mut self, tensor: SafetensorsTensor, config: &Config) -> Result<(), SafetensorsError> {
         let Some(name) = text_name(&tensor.name) else { return Ok(()) };
-        if !is_known(config, &name) {
+        let Some(place) = place(config, &name) else {
             let (architecture, layers) = (config.architecture.to_string(), config.num_hidden_layers);
             return Err(SafetensorsError::NoPlace { tensor: tensor.name, architecture, layers });
-        }
+        };
         let format = match tensor.dtype {
             Dtype::F32 => Format::F32,
             Dtype::F16 => Format::F16,
@@ -65,11 +75,29 @@ impl SafetensorsWeights {
                 return Err(SafetensorsError::Dtype { tensor: tensor.name, dtype });
             }
         };
-        if self.by_name.insert(name.clone(), self.weights.len()).is_some() {
-            return Err(SafetensorsError::Duplicate { tensor: name });
+        let weight = HostWeight { name: place.name, format, shape: tensor.shape, bytes: tensor.bytes };
+        let is_new = match (place.expert, config.experts) {
+            (Some(expert), Some(experts)) => self.add_part(weight, expert, experts.num_experts),
+            _ => {
+                let name = weight.name.clone();
+                self.weights.push(Entry::Whole(weight));
+                self.by_name.insert(name, self.weights.len() - 1).is_none()
+            }
+        };
+        if is_new { Ok(()) } else { Err(SafetensorsError::Duplicate { tensor: name }) }
+    }
+
+    /// Whether the expert's part of a weight was not there yet.
+    fn add_part(&mut self, weight: HostWeight, expert: usize, count: usize) -> bool {
+        let next = self.weights.len();
+        let index = *self.by_name.entry(weight.name.clone()).or_insert(next);
+        if index == next {
+            self.weights.push(Entry::Experts { name: weight.name.clone(), parts: vec![None; count] });
         }
-        self.weights.push(HostWeight { name, format, shape: tensor.shape, bytes: tensor.bytes });
-        Ok(())
+        match &mut self.weights[index] {
+            Entry::Experts { parts, .. } => parts[expert].replace(weight).is_none(),
+            Entry::Whole(_) => false,
+        }
     }
 
     /// Everything that the index lists must have been in one of the shards.
@@ -79,8 +107,8 @@ impl SafetensorsWeights {
             return Ok(());
         }
         for (tensor, shard) in weight_map(&path)? {
-            let name = text_name(&tensor).filter(|name| is_known(config, name));
-            if name.is_some_and(|name| !self.contains(&name)) {
+            let place = text_name(&tensor).and_then(|name| place(config, &name));
+            if place.is_some_and(|place| !self.has(&place)) {
                 return Err(Error::Safetensors {
                     path,
                     source: SafetensorsError::NotInShard { tensor, shard },
@@ -90,11 +118,55 @@ impl SafetensorsWeights {
         Ok(())
     }
 
-    fn weight(&self, name: &str) -> Result<&HostWeight, WeightError> {
+    fn has(&self, place: &Place) -> bool {
+        let entry = self.by_name.get(&place.name).map(|&i| &self.weights[i]);
+        match (entry, place.expert) {
+            (Some(Entry::Experts { parts, .. }), Some(expert)) => parts[expert].is_some(),
+            (entry, _) => entry.is_some(),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, WeightError> {
         match self.by_name.get(name) {
             Some(&i) => Ok(&self.weights[i]),
             None => Err(WeightError::Missing { name: name.into(), origin: self.origin.clone() }),
         }
+    }
+
+    /// The parts of all experts, which are alike.
+    fn all_of<'a>(
+        &self,
+        name: &str,
+        parts: &'a [Option<HostWeight>],
+    ) -> Result<Vec<&'a HostWeight>, WeightError> {
+        let wrong = |detail| WeightError::Invalid { name: name.into(), origin: self.origin.clone(), detail };
+        let missing = |expert| wrong(format!("expert {expert} is missing; the file is incomplete"));
+        let found = parts.iter().enumerate().map(|(i, part)| part.as_ref().ok_or_else(|| missing(i)));
+        let found = found.collect::<Result<Vec<_>, _>>()?;
+        let first = found.first().ok_or_else(|| missing(0))?;
+        match found.iter().position(|part| (part.format, &part.shape) != (first.format, &first.shape)) {
+            None => Ok(found),
+            Some(expert) => Err(wrong(format!(
+                "expert {expert} is {} {:?}, but expert 0 is {} {:?}",
+                found[expert].format, found[expert].shape, first.format, first.shape
+            ))),
+        }
+    }
+
+    /// One weight of the parts of all experts, one after the other.
+    fn stack(&self, name: &str, parts: &[Option<HostWeight>]) -> Result<HostWeight, WeightError> {
+        let parts = self.all_of(name, parts)?;
+        let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.bytes.len()).sum());
+        for part in &parts {
+            bytes.extend_from_slice(&part.bytes);
+            part.bytes.release(0..part.bytes.len());
+        }
+        Ok(HostWeight {
+            name: name.into(),
+            format: parts[0].format,
+            shape: stacked(&parts),
+            bytes: bytes.into(),
+        })
     }
 
     /// Whether the file holds this weight less the one that Gemma adds to its norms.
@@ -113,14 +185,22 @@ impl SafetensorsWeights {
 
 impl WeightSource for SafetensorsWeights {
     fn get(&self, name: &str) -> Result<HostWeight, WeightError> {
-        let weight = self.weight(name)?;
-        if self.is_less_one(name) { self.plus_one(weight) } else { Ok(weight.clone()) }
+        match self.entry(name)? {
+            Entry::Whole(weight) if self.is_less_one(name) => self.plus_one(weight),
+            Entry::Whole(weight) => Ok(weight.clone()),
+            Entry::Experts { parts, .. } => self.stack(name, parts),
+        }
     }
 
     fn layout(&self, name: &str) -> Result<(Format, Vec<usize>), WeightError> {
-        let weight = self.weight(name)?;
-        let format = if self.is_less_one(name) { Format::F32 } else { weight.format };
-        Ok((format, weight.shape.clone()))
+        match self.entry(name)? {
+            Entry::Whole(weight) if self.is_less_one(name) => Ok((Format::F32, weight.shape.clone())),
+            Entry::Whole(weight) => Ok((weight.format, weight.shape.clone())),
+            Entry::Experts { parts, .. } => {
+                let parts = self.all_of(name, parts)?;
+                Ok((parts[0].format, stacked(&parts)))
+            }
+        }
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -128,12 +208,21 @@ impl WeightSource for SafetensorsWeights {
     }
 
     fn names(&self) -> Vec<String> {
-        self.weights.iter().map(|weight| weight.name.clone()).collect()
+        let name = |entry: &Entry| match entry {
+            Entry::Whole(weight) => weight.name.clone(),
+            Entry::Experts { name, .. } => name.clone(),
+        };
+        self.weights.iter().map(name).collect()
     }
 
     fn origin(&self) -> String {
         self.origin.clone()
     }
+}
+
+/// The shape of a weight of these parts.
+fn stacked(parts: &[&HostWeight]) -> Vec<usize> {
+    [&[parts.len()], parts[0].shape.as_slice()].concat()
 }
 
 /// A tensor of a safetensors file, under the file's own name.

@@ -1,9 +1,7 @@
 use std::ops::Range;
 
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, FeedForward,
-    Heads, HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Scalar, Shape,
-    Tensor, UnaryOp, Weight,
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, Experts, FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight,
 };
 
 /// One operation with its operands.
@@ -64,6 +62,11 @@ pub enum Op {
     Linears(Option<f32>),
     /// [`Input::feed_forward`] with the weights gate, up and down, likewise.
     FeedForward(Activation, Option<f32>),
+    /// [`Tensor::route`]: experts and weights.
+    Route(Routing),
+    /// [`Input::experts`] of so many experts with the weights gate, up and down: x, experts, weights, and the weight of the
+    /// norm where there is one.
+    Experts(usize, Activation, Option<f32>),
     /// [`Tensor::embedding`].
     Embedding,
     /// [`Tensor::rms_norm`] with this `eps`.
@@ -145,6 +148,8 @@ impl Case {
             Op::Linear => one(i[0].linear(&weights[0])),
             Op::Linears(eps) => linears(input(i, *eps), weights),
             Op::FeedForward(activation, eps) => one(feed_forward(input(i, *eps), weights, *activation)),
+            Op::Route(routing) => i[0].route(*routing).map(|routes| vec![routes.experts, routes.weights]),
+            Op::Experts(count, activation, eps) => one(experts(i, weights, *count, *activation, *eps)),
             Op::Embedding => one(i[0].embedding(&weights[0])),
             Op::RmsNorm(eps) => one(i[0].rms_norm(&i[1], *eps)),
             Op::LayerNorm(eps) => one(i[0].layer_norm(&i[1], &i[2], *eps)),
@@ -200,6 +205,21 @@ fn feed_forward<B: Backend>(
 ) -> Result<Tensor<B>> {
     let [gate, up, down] = weights else { return Err(Error::shape("feed_forward", "not three weights")) };
     x.feed_forward(FeedForward { gate, up, down, activation })
+}
+
+fn experts<B: Backend>(
+    inputs: &[Tensor<B>],
+    weights: &[Weight<B>],
+    count: usize,
+    activation: Activation,
+    eps: Option<f32>,
+) -> Result<Tensor<B>> {
+    let ([gate, up, down], [x, experts, weights, norm @ ..]) = (weights, inputs) else {
+        return Err(Error::shape("experts", "not three weights, or too few operands"));
+    };
+    let x = Input { x, norm: norm.first().zip(eps) };
+    let routes = Routes { experts: experts.clone(), weights: weights.clone() };
+    x.experts(Experts { gate, up, down, count, activation }, &routes)
 }
 
 /// Layers of one input, as many as the suite has formats of a kind.

@@ -116,9 +116,10 @@ macro_rules! conformance_tests {
             select Select, max_reduce MaxReduce, matmul_exact MatmulExact, gather Gather, scatter Scatter,
             plain Plain, linear_dense LinearDense, linear_blocks32 LinearBlocks32,
             linear_blocks256 LinearBlocks256, norm_linears NormLinears, feed_forward FeedForward,
-            embedding Embedding, rms_norm RmsNorm, layer_norm LayerNorm,
-            rope Rope, store_kv StoreKv, rotate_and_store RotateAndStore, attention Attention, glu Glu, activate Activate, softmax Softmax,
-            soft_cap SoftCap, top_k TopK, batch_invariance BatchInvariance, chunk_invariance ChunkInvariance,
+            route Route, experts Experts, embedding Embedding, rms_norm RmsNorm, layer_norm LayerNorm,
+            rope Rope, store_kv StoreKv, rotate_and_store RotateAndStore, attention Attention, glu Glu,
+            activate Activate, softmax Softmax, soft_cap SoftCap, top_k TopK, batch_invariance BatchInvariance,
+            chunk_invariance ChunkInvariance,
             padding_invariance PaddingInvariance
         );
     };

@@ -7,12 +7,11 @@ use samebits_kernels::{
 };
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
-    Error, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable,
-    Scalar, Shape, Tensor, UnaryOp, Weight, contract,
+    Error, Experts, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight, contract,
 };
 
 use crate::{
-    attention, feed_forward,
+    attention, experts, feed_forward,
     host::elementwise,
     host::{Buffer, host_primitives},
     linear,
@@ -247,6 +246,19 @@ impl Backend for Cpu {
 
     fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
         feed_forward::feed_forward(self, x, layer)
+    }
+
+    fn route(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
+        experts::route(self, logits, routing)
+    }
+
+    fn experts(
+        &self,
+        x: Input<'_, Self>,
+        layer: Experts<'_, Self>,
+        routes: &Routes<Self>,
+    ) -> Result<Tensor<Self>> {
+        experts::experts(self, x, layer, routes)
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

@@ -1,6 +1,6 @@
 //! The gated feed-forward layer: the values between its projections never leave a core's cache.
 
-use samebits_kernels::cpu::{LANES, MatrixMut, Piece, linear_blocks};
+use samebits_kernels::cpu::{Activations, LANES, MatrixMut, Piece, Rows as Tokens, linear_blocks};
 use samebits_tensor::{Activation, FeedForward, Input, Result, Tensor, Weight, decompose};
 
 use crate::{
@@ -10,10 +10,10 @@ use crate::{
 };
 
 /// Tokens of a task: enough that decoding weights, which each task does, is little beside their products.
-const TOKENS: usize = 128;
+pub(crate) const TOKENS: usize = 128;
 
 /// Bytes of a task's rows of gate and up, which stay in a core's second cache.
-const SCRATCH_BYTES: usize = 1 << 18;
+pub(crate) const SCRATCH_BYTES: usize = 1 << 18;
 
 /// `down(activation(gate(x)) * up(x))` as `[m, n]`. A task computes some columns of gate and up for some tokens, and quantises
 /// their product for the down projection; float weights are multiplied one after the other.
@@ -34,18 +34,21 @@ pub(crate) fn feed_forward(cpu: &Cpu, x: Input<'_, Cpu>, layer: FeedForward<'_, 
         activation: layer.activation,
     };
     let (tokens, cols) = gated.piece(x.m, inner);
-    cpu.threads().each(hidden.blocks.pieces(tokens, cols), |_, piece| gated.fill(piece));
+    cpu.threads().each(hidden.blocks.pieces(tokens, cols), |_, piece| {
+        let tokens = piece.tokens();
+        gated.fill(piece, 0, |x| x.rows(tokens.clone()));
+    });
     let [y] = products(cpu, x.m, [down], [&hidden]);
     cpu.operands().give(operands.into_iter().chain([hidden]));
     Ok(y)
 }
 
 /// The product of gate and up.
-struct Gated<'a> {
-    cpu: &'a Cpu,
-    weights: [&'a PackedWeight; 2],
-    operands: [&'a Operand; 2],
-    activation: Activation,
+pub(crate) struct Gated<'a> {
+    pub(crate) cpu: &'a Cpu,
+    pub(crate) weights: [&'a PackedWeight; 2],
+    pub(crate) operands: [&'a Operand; 2],
+    pub(crate) activation: Activation,
 }
 
 impl Gated<'_> {
@@ -58,21 +61,23 @@ impl Gated<'_> {
         (tokens, room.min(share(self.cpu, &self.weights, m).saturating_mul(bands) / column.max(1)))
     }
 
-    fn fill(&self, piece: Piece<'_>) {
-        let len = piece.tokens().len() * piece.cols().len();
-        with_scratch(2 * len, |scratch| {
-            let (gate, up) = scratch.split_at_mut(len);
-            self.product(0, &piece, gate);
-            self.product(1, &piece, up);
+    /// Fills a piece with what the rows of its tokens give with the panels from `first` on.
+    pub(crate) fn fill<'x>(
+        &'x self,
+        piece: Piece<'_>,
+        first: usize,
+        rows: impl Fn(&'x Activations) -> Tokens<'x>,
+    ) {
+        let (m, cols) = (piece.tokens().len(), piece.cols());
+        let panels = first + cols.start / LANES..first + cols.end / LANES;
+        with_scratch(2 * m * cols.len(), |scratch| {
+            let (gate, up) = scratch.split_at_mut(m * cols.len());
+            for (which, out) in [&mut *gate, &mut *up].into_iter().enumerate() {
+                let (weight, x) = (self.weights[which], rows(&self.operands[which].blocks));
+                let out = MatrixMut::new(out, m, cols.len());
+                linear_blocks(self.cpu.isa(), &weight.layout(), weight.panel_range(panels.clone()), x, out);
+            }
             piece.quantize_glu(self.cpu.isa(), gate, up, self.activation);
         });
-    }
-
-    /// The columns of gate (0) or up (1) that a piece has.
-    fn product(&self, which: usize, piece: &Piece<'_>, out: &mut [f32]) {
-        let (weight, x) = (self.weights[which], self.operands[which].blocks.rows(piece.tokens()));
-        let panels = piece.cols().start / LANES..piece.cols().end / LANES;
-        let out = MatrixMut::new(out, piece.tokens().len(), piece.cols().len());
-        linear_blocks(self.cpu.isa(), &weight.layout(), weight.panel_range(panels), x, out);
     }
 }

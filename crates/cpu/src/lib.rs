@@ -7,6 +7,7 @@
 
 mod attention;
 mod backend;
+mod experts;
 mod feed_forward;
 mod host;
 mod linear;

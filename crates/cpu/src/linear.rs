@@ -82,7 +82,11 @@ pub(crate) fn products<const N: usize>(
 
 /// Bytes of weights of a task.
 pub(crate) fn share(cpu: &Cpu, weights: &[&PackedWeight], m: usize) -> usize {
-    let total: usize = weights.iter().map(|weight| weight.bytes()).sum();
+    share_of(cpu, weights.iter().map(|weight| weight.bytes()).sum(), m)
+}
+
+/// Bytes of weights of a task, of so many that `m` tokens take.
+pub(crate) fn share_of(cpu: &Cpu, total: usize, m: usize) -> usize {
     let tasks = if m < MANY { LONG_TASKS } else { TASKS };
     match cpu.threads().count() {
         1 => usize::MAX,
@@ -100,7 +104,7 @@ fn panels(weight: &PackedWeight, share: usize, m: usize) -> usize {
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(crate) m: usize,
-    k: usize,
+    pub(crate) k: usize,
     x: &'a [f32],
     norm: Option<(&'a [f32], f32)>,
 }
@@ -205,6 +209,11 @@ impl Operands {
 }
 
 impl Operand {
+    /// The format of the weights.
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
     fn serves(&self, format: Format) -> bool {
         if self.format.is_quantized() { self.blocks.serve(format) } else { self.format == format }
     }

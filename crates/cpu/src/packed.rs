@@ -81,6 +81,16 @@ impl PackedWeight {
         self.panels.len()
     }
 
+    /// The weight of the rows of some panels, whose memory it shares.
+    ///
+    /// # Panics
+    /// If there are no such panels.
+    pub(crate) fn of_panels(&self, range: std::ops::Range<usize>) -> PackedWeight {
+        let bytes = range.start * self.panel_bytes..range.end * self.panel_bytes;
+        let panels = self.panels.slice(bytes).expect("some of the panels");
+        PackedWeight { rows: range.len() * LANES, panels, ..*self }
+    }
+
     /// Panels of 16 rows.
     pub(crate) fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)

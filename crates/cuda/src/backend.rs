@@ -3,8 +3,7 @@ use std::ops::Range;
 use bytemuck::bytes_of;
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
-    FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar,
-    Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
+    Experts, FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight};
@@ -87,6 +86,10 @@ impl Backend for Cuda {
     }
 
     fn cast(&self, x: &Tensor<Self>, dtype: DType) -> Result<Buffer> {
+        // A mask is bytes of 0 and 1.
+        if (x.dtype(), dtype) == (DType::Bool, DType::U8) {
+            return Ok(x.data().clone());
+        }
         self.mapped(cast(x.dtype(), dtype)?, &[x], dtype, &[])
     }
 
@@ -159,6 +162,19 @@ impl Backend for Cuda {
 
     fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
         self.gated(x, layer)
+    }
+
+    fn route(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
+        self.routed(logits, routing)
+    }
+
+    fn experts(
+        &self,
+        x: Input<'_, Self>,
+        layer: Experts<'_, Self>,
+        routes: &Routes<Self>,
+    ) -> Result<Tensor<Self>> {
+        self.mixed(x, layer, routes)
     }
 
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {
@@ -314,7 +330,7 @@ fn compare(op: CompareOp, dtype: DType) -> &'static str {
     }
 }
 
-/// The kernel of a cast. A mask is made by a comparison, not by a cast.
+/// The kernel of a cast between two types. A mask is made by a comparison, not by a cast.
 fn cast(from: DType, to: DType) -> Result<&'static str> {
     macro_rules! from {
         ($from:literal) => {

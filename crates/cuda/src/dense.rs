@@ -12,7 +12,7 @@ const THREADS: u32 = 128;
 const WARP: usize = 32;
 
 /// Columns that are read at once.
-const EACH: usize = 8;
+pub(crate) const EACH: usize = 8;
 
 /// Rows and tokens of a block that computes many.
 const SIDE: usize = 64;
@@ -26,6 +26,8 @@ struct Kernels {
     /// By the tokens that a block takes at most: 1, 2, 4, 8.
     few: [&'static str; 4],
     many: &'static str,
+    /// Of experts, for a few pairs and for groups of them.
+    experts: [&'static str; 2],
 }
 
 macro_rules! kernels {
@@ -39,6 +41,7 @@ macro_rules! kernels {
                 concat!("dense_", $name, "_8"),
             ],
             many: concat!("dense_", $name, "_many"),
+            experts: [concat!("experts_", $name, "_few"), concat!("experts_", $name, "_many")],
         }
     };
 }
@@ -50,24 +53,38 @@ impl Cuda {
         if x.dims()[1] != k || k == 0 || !k.is_multiple_of(EACH) {
             return decompose::linear(x, &PlainWeight::Dense(weight.clone()));
         }
-        let kernels = match weight.dtype() {
-            DType::F16 => kernels!("f16"),
-            DType::BF16 => kernels!("bf16"),
-            _ => kernels!("f32"),
-        };
-        let operands = self.mapped(kernels.operands, &[x], DType::F32, &[])?;
+        let kernels = Kernels::of_type(weight.dtype());
+        let operands = self.dense_operands(x, weight.dtype())?;
         let shape = Shape::from([m, n]);
         let out = self.room(OP, &shape, DType::F32)?;
         let (kernel, grid) = kernels.of(m, n)?;
         let extents = [extent(OP, m)?, extent(OP, n)?, extent(OP, k)?];
-        let tensors = [out.argument(), operands.argument(), weight.data().argument()];
+        let tensors = [out.argument(), operands.data().argument(), weight.data().argument()];
         let arguments: Vec<&[u8]> = tensors.into_iter().chain(extents.iter().map(bytes_of)).collect();
         self.launch(kernel, grid, &arguments, &shape)?;
         Ok(self.floats(&shape, out))
     }
+
+    /// Activations as weights of a type take them: rounded to it, and without what is tiny.
+    pub(crate) fn dense_operands(&self, x: &Tensor<Self>, dtype: DType) -> Result<Tensor<Self>> {
+        Ok(self.floats(x.shape(), self.mapped(Kernels::of_type(dtype).operands, &[x], DType::F32, &[])?))
+    }
+}
+
+/// The kernels of experts for weights of a type: for a few pairs, and for groups of them.
+pub(crate) fn of_experts(dtype: DType) -> [&'static str; 2] {
+    Kernels::of_type(dtype).experts
 }
 
 impl Kernels {
+    fn of_type(dtype: DType) -> Self {
+        match dtype {
+            DType::F16 => kernels!("f16"),
+            DType::BF16 => kernels!("bf16"),
+            _ => kernels!("f32"),
+        }
+    }
+
     /// The kernel for `m` tokens and `n` rows, and its blocks.
     fn of(&self, m: usize, n: usize) -> Result<(&'static str, Grid)> {
         let grid = |rows: usize, tokens: usize, shared: usize| -> Result<Grid> {
@@ -83,7 +100,7 @@ impl Kernels {
 }
 
 /// Bytes of `Shared` in `dense.cu`.
-fn shared_bytes(tokens: usize) -> usize {
+pub(crate) fn shared_bytes(tokens: usize) -> usize {
     let (warps, stages, pitch, spans) = (4, 3, 144, 16);
     warps * stages * WARP * pitch + spans * tokens * WARP * size_of::<f32>()
 }

@@ -82,7 +82,12 @@ impl Cuda {
         let value: Vec<u8> = word.iter().copied().cycle().take(unit).collect();
         let n = (bytes / unit) as u64;
         let arguments = [out.argument(), &value, bytes_of(&n)];
-        self.launch(sized!("fill", unit), self.each(n as usize), &arguments, shape)?;
+        let kernel = match unit {
+            1 => "fill_1",
+            4 => "fill_4",
+            _ => "fill_16",
+        };
+        self.launch(kernel, self.each(n as usize), &arguments, shape)?;
         Ok(out)
     }
 

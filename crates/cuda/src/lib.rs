@@ -34,6 +34,7 @@ mod blas;
 mod dense;
 mod driver;
 mod error;
+mod experts;
 mod fast;
 mod kernels;
 mod layout;
@@ -77,7 +78,7 @@ const NAME: &str = "cuda";
 const SPARED: u64 = 16;
 
 /// Operations that take indices; a kernel is given the place of its operation here, from 1.
-const INDEXED: [&str; 5] = ["gather", "scatter", "rope", "store_kv", "embedding"];
+const INDEXED: [&str; 6] = ["gather", "scatter", "rope", "store_kv", "embedding", "experts"];
 
 /// A GPU. Cloning shares its stream and its memory.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use crate::{Buffer, Cuda, driver::Grid, layout::extent, weight::Held};
 const UNIT: usize = 32;
 
 /// Threads of a block.
-const THREADS: u32 = 128;
+pub(crate) const THREADS: u32 = 128;
 
 /// Rows of a tile of matrix instructions, and tokens where these are of int8 and of bf16.
 const ROWS: usize = 64;
@@ -35,6 +35,8 @@ pub(crate) struct Kernels {
     few: [&'static str; 2],
     many: &'static str,
     many_bf16: &'static str,
+    /// Of experts, for a few pairs and for groups of them.
+    pub(crate) experts: [&'static str; 2],
     pub(crate) embedding: &'static str,
 }
 
@@ -44,6 +46,7 @@ macro_rules! kernels {
             few: [concat!("linear_", $name, "_1"), concat!("linear_", $name, "_8")],
             many: concat!("linear_", $name, "_many"),
             many_bf16: concat!("linear_", $name, "_bf16"),
+            experts: [concat!("experts_", $name, "_few"), concat!("experts_", $name, "_many")],
             embedding: concat!("embedding_", $name),
         }
     };
@@ -71,10 +74,10 @@ impl Kernels {
 }
 
 /// A quantised activation `[m, k]`: int8 values, and a scale for each block.
-struct Quantized {
-    block_len: usize,
-    q: Tensor<Cuda>,
-    scale: Tensor<Cuda>,
+pub(crate) struct Quantized {
+    pub(crate) block_len: usize,
+    pub(crate) q: Tensor<Cuda>,
+    pub(crate) scale: Tensor<Cuda>,
     /// What kernels made of it for others, by their names.
     derived: Vec<(&'static str, Buffer)>,
 }
@@ -128,13 +131,13 @@ impl Cuda {
         let [gate, up] = self.products(x, [layer.gate, layer.up])?;
         let block_len = layer.down.format().block_len();
         let (q, scale) = self.quantize_glu(&gate, &up, layer.activation, block_len)?;
-        self.product(&mut Quantized { block_len, q, scale, derived: vec![] }, layer.down)
+        self.product(&mut Quantized::new(block_len, q, scale), layer.down)
     }
 
-    fn quantized(&self, x: Input<'_, Self>, weight: &Weight<Self>) -> Result<Quantized> {
+    pub(crate) fn quantized(&self, x: Input<'_, Self>, weight: &Weight<Self>) -> Result<Quantized> {
         let block_len = weight.format().block_len();
         let (q, scale) = self.quantize(x, block_len)?;
-        Ok(Quantized { block_len, q, scale, derived: vec![] })
+        Ok(Quantized::new(block_len, q, scale))
     }
 
     fn product(&self, x: &mut Quantized, weight: &Weight<Self>) -> Result<Tensor<Self>> {
@@ -156,29 +159,19 @@ impl Cuda {
     /// The kernel for `m` tokens and `n` rows.
     fn choose(&self, x: &mut Quantized, format: Format, m: usize, n: usize) -> Result<Choice> {
         let kernels = Kernels::of(format);
-        let (q, scale) = (x.q.data().clone(), x.scale.data().clone());
         if m <= FEW[1].0 || m <= FEW_MAX && n.div_ceil(ROWS) < FILLED {
             let few = usize::from(m > 1);
             let (tokens, rows) = FEW[few];
-            return Ok(Choice { kernel: kernels.few[few], rows, tokens, inputs: vec![Some(q), Some(scale)] });
+            let inputs = [&x.q, &x.scale].map(|part| Some(part.data().clone())).into();
+            return Ok(Choice { kernel: kernels.few[few], rows, tokens, inputs });
         }
-        let is_bf16 = SLOW_INT8.contains(&self.shared.capability);
-        let (has_min, sub_len) = match format.kind() {
-            FormatKind::Blocks256 { sub_len, min } => (min, sub_len),
-            kind => (kind == FormatKind::Blocks32 { min: true }, UNIT),
-        };
-        let d = if x.block_len == UNIT && (has_min || is_bf16) { x.derived(self, &PAIRS)? } else { scale };
-        let (mut sums, mut totals) = (None, None);
-        if x.block_len > UNIT {
-            let by_sub_len = |kernels: [&'static Derived; 2]| kernels[usize::from(sub_len == UNIT)];
-            sums = has_min.then(|| x.derived(self, by_sub_len([&SUMS_16, &SUMS_32]))).transpose()?;
-            totals = is_bf16.then(|| x.derived(self, by_sub_len([&TOTALS_16, &TOTALS_32]))).transpose()?;
+        if SLOW_INT8.contains(&self.shared.capability) {
+            let inputs = x.of_tiles_bf16(self, format)?;
+            return Ok(Choice { kernel: kernels.many_bf16, rows: ROWS, tokens: TOKENS_BF16, inputs });
         }
-        let (kernel, tokens, x) = match is_bf16 {
-            false => (kernels.many, TOKENS, q),
-            true => (kernels.many_bf16, TOKENS_BF16, x.derived(self, &BF16)?),
-        };
-        Ok(Choice { kernel, rows: ROWS, tokens, inputs: vec![Some(x), Some(d), totals, sums] })
+        let [q, d, sums] = x.of_tiles(self, format)?;
+        let inputs = vec![q, d, None, sums];
+        Ok(Choice { kernel: kernels.many, rows: ROWS, tokens: TOKENS, inputs })
     }
 }
 
@@ -209,6 +202,34 @@ const TOTALS_32: Derived = Derived { kernel: "linear_totals_32", values: UNIT, b
 const BF16: Derived = Derived { kernel: "linear_bf16", values: 2, bytes: 4 };
 
 impl Quantized {
+    pub(crate) fn new(block_len: usize, q: Tensor<Cuda>, scale: Tensor<Cuda>) -> Self {
+        Quantized { block_len, q, scale, derived: vec![] }
+    }
+
+    /// What tiles of a format's weights take: values, scales or pairs of a scale and a sum, and sums for minima of sub-blocks.
+    pub(crate) fn of_tiles(&mut self, cuda: &Cuda, format: Format) -> Result<[Option<Buffer>; 3]> {
+        let has_min = matches!(
+            format.kind(),
+            FormatKind::Blocks32 { min: true } | FormatKind::Blocks256 { min: true, .. }
+        );
+        let is_paired = has_min && self.block_len == UNIT;
+        let d = if is_paired { self.derived(cuda, &PAIRS)? } else { self.scale.data().clone() };
+        let sums =
+            (has_min && !is_paired).then(|| self.derived(cuda, by_sub_len(format, [&SUMS_16, &SUMS_32])));
+        Ok([Some(self.q.data().clone()), Some(d), sums.transpose()?])
+    }
+
+    /// The same for products of bf16, with the totals of sub-blocks before the sums for minima.
+    fn of_tiles_bf16(&mut self, cuda: &Cuda, format: Format) -> Result<Vec<Option<Buffer>>> {
+        let [_, d, sums] = self.of_tiles(cuda, format)?;
+        let is_paired = self.block_len == UNIT;
+        let d = if is_paired { Some(self.derived(cuda, &PAIRS)?) } else { d };
+        let totals = (!is_paired)
+            .then(|| self.derived(cuda, by_sub_len(format, [&TOTALS_16, &TOTALS_32])))
+            .transpose()?;
+        Ok(vec![Some(self.derived(cuda, &BF16)?), d, totals, sums])
+    }
+
     /// What a kernel makes of it, once.
     fn derived(&mut self, cuda: &Cuda, how: &Derived) -> Result<Buffer> {
         if let Some((_, made)) = self.derived.iter().find(|(kernel, _)| *kernel == how.kernel) {
@@ -226,6 +247,12 @@ impl Quantized {
         self.derived.push((how.kernel, out.clone()));
         Ok(out)
     }
+}
+
+/// The kernel for sub-blocks of 16 columns, or that for those of 32.
+fn by_sub_len(format: Format, kernels: [&'static Derived; 2]) -> &'static Derived {
+    let is_unit = !matches!(format.kind(), FormatKind::Blocks256 { sub_len, .. } if sub_len < UNIT);
+    kernels[usize::from(is_unit)]
 }
 
 /// Whether a weight is of blocks, and takes rows of `k`.

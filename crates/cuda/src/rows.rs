@@ -21,7 +21,7 @@ fn warps(op: &'static str, n: usize) -> Result<Grid> {
 }
 
 /// A block for each row, whose threads are the lanes of its sum.
-fn row_blocks(op: &'static str, rows: usize) -> Result<Grid> {
+pub(crate) fn row_blocks(op: &'static str, rows: usize) -> Result<Grid> {
     Ok(Grid { blocks: (extent(op, rows)?, 1), threads: SUM_LANES as u32, shared: 0 })
 }
 

@@ -2,6 +2,15 @@ use samebits_tensor::{AttentionParams, Backend, Heads, Input, KvCache, Result, R
 
 use crate::{Config, Linear, Loader, RmsNorm, Step, loader};
 
+/// What the norms of q and k, where a model has them, are norms of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head.
+    Heads,
+    /// All heads together.
+    Whole,
+}
+
 /// What distinguishes one model's attention from another's.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSpec {
@@ -9,8 +18,8 @@ pub struct AttentionSpec {
     pub bias: bool,
     /// Whether the output projection has one.
     pub output_bias: bool,
-    /// Whether the heads of q and k are normalised before rotary embedding.
-    pub qk_norm: bool,
+    /// What of q and k is normalised before rotary embedding.
+    pub qk_norm: Option<QkNorm>,
     /// Keys that a query sees, its own included; all if `None`.
     pub window: Option<usize>,
     /// Cap of the scores.
@@ -23,7 +32,7 @@ impl AttentionSpec {
         AttentionSpec {
             bias: config.attention_bias,
             output_bias: config.attention_output_bias,
-            qk_norm: false,
+            qk_norm: None,
             window: None,
             soft_cap: None,
         }
@@ -42,7 +51,7 @@ pub struct Attention<B: Backend> {
     pub v_proj: Linear<B>,
     /// `[hidden_size, heads * head_dim]`.
     pub o_proj: Linear<B>,
-    /// Norms of the heads of q and of k, `[head_dim]`.
+    /// Norms of q and of k, `[head_dim]` where they are of each head, else `[heads * head_dim]`.
     pub qk_norm: Option<[RmsNorm<B>; 2]>,
     /// Angles by position.
     pub rope: RopeTable<B>,
@@ -56,13 +65,20 @@ impl<B: Backend> Attention<B> {
     /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm` and `k_norm` where the model has them.
     pub fn load(weights: &Loader<'_, B>, spec: AttentionSpec, rope: &RopeTable<B>) -> loader::Result<Self> {
         let config = weights.config();
-        let norm = |name| weights.norm(name, config.head_dim);
+        let norm = |of, name, heads| match of {
+            QkNorm::Heads => weights.norm(name, config.head_dim),
+            QkNorm::Whole => weights.norm(name, heads * config.head_dim),
+        };
+        let qk_norm = spec.qk_norm.map(|of| -> loader::Result<_> {
+            let q_norm = norm(of, "q_norm", config.num_attention_heads)?;
+            Ok([q_norm, norm(of, "k_norm", config.num_key_value_heads)?])
+        });
         Ok(Attention {
             q_proj: weights.linear_heads("q_proj", config.num_attention_heads, spec.bias)?,
             k_proj: weights.linear_heads("k_proj", config.num_key_value_heads, spec.bias)?,
             v_proj: weights.linear_heads("v_proj", config.num_key_value_heads, spec.bias)?,
             o_proj: weights.linear_part("o_proj", config.hidden_size, config.q_size(), spec.output_bias)?,
-            qk_norm: if spec.qk_norm { Some([norm("q_norm")?, norm("k_norm")?]) } else { None },
+            qk_norm: qk_norm.transpose()?,
             rope: rope.clone(),
             head_dim: config.head_dim,
             params: AttentionParams {
@@ -102,8 +118,11 @@ impl<B: Backend> Attention<B> {
     }
 
     fn normed(&self, x: &Tensor<B>, norm: Option<&RmsNorm<B>>) -> Result<Tensor<B>> {
-        let heads = self.heads(x)?;
-        norm.map_or_else(|| Ok(heads.clone()), |norm| norm.forward_heads(&heads))
+        match norm {
+            Some(norm) if norm.weight.dims()[0] == self.head_dim => norm.forward_heads(&self.heads(x)?),
+            Some(norm) => self.heads(&norm.forward(x)?),
+            None => self.heads(x),
+        }
     }
 
     /// `x [t, heads * head_dim]` as `[t, heads, head_dim]`.

@@ -15,6 +15,12 @@ pub enum Architecture {
     Qwen2,
     /// Llama with norms on the heads of q and k.
     Qwen3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// Mistral with experts.
+    Mixtral,
+    /// Llama with experts, and with norms on the whole of q and k.
+    Olmoe,
     /// Norms before and after each block, alternating windows, capped scores and logits.
     Gemma2,
     /// Gemma 2 without caps, with norms on the heads of q and k and its own rotary base in local layers.
@@ -23,24 +29,39 @@ pub enum Architecture {
 
 impl Architecture {
     /// Every architecture.
-    pub const ALL: [Architecture; 6] = [
+    pub const ALL: [Architecture; 9] = [
         Architecture::Llama,
         Architecture::Mistral,
         Architecture::Qwen2,
         Architecture::Qwen3,
+        Architecture::Qwen3Moe,
+        Architecture::Mixtral,
+        Architecture::Olmoe,
         Architecture::Gemma2,
         Architecture::Gemma3,
     ];
 
-    /// `model_type` of a `config.json`, and `general.architecture` of a GGUF file.
+    /// `model_type` of a `config.json`.
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Llama => "llama",
             Architecture::Mistral => "mistral",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            Architecture::Qwen3Moe => "qwen3_moe",
+            Architecture::Mixtral => "mixtral",
+            Architecture::Olmoe => "olmoe",
             Architecture::Gemma2 => "gemma2",
             Architecture::Gemma3 => "gemma3",
+        }
+    }
+
+    /// `general.architecture` of a GGUF file: a Mistral and a Mixtral are written as a Llama.
+    pub fn gguf_name(self) -> &'static str {
+        match self {
+            Architecture::Mistral | Architecture::Mixtral => "llama",
+            Architecture::Qwen3Moe => "qwen3moe",
+            other => other.name(),
         }
     }
 
@@ -49,9 +70,15 @@ impl Architecture {
         matches!(self, Architecture::Gemma2 | Architecture::Gemma3)
     }
 
-    /// Whether q and k have a norm of each head.
+    /// Whether q and k have a norm, be it of each head or of the whole.
     pub fn has_qk_norm(self) -> bool {
-        matches!(self, Architecture::Qwen3 | Architecture::Gemma3)
+        use Architecture::{Gemma3, Olmoe, Qwen3, Qwen3Moe};
+        matches!(self, Qwen3 | Qwen3Moe | Olmoe | Gemma3)
+    }
+
+    /// Whether experts stand in the place of the feed-forward layer.
+    pub fn has_experts(self) -> bool {
+        matches!(self, Architecture::Qwen3Moe | Architecture::Mixtral | Architecture::Olmoe)
     }
 }
 
@@ -123,6 +150,17 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+/// The experts that stand in the place of the feed-forward layer, in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// Those that a token is given to.
+    pub num_experts_per_tok: usize,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub norm_topk_prob: bool,
+}
+
 /// Hyperparameters of a decoder. A field that a checkpoint leaves out has its architecture's default here.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -130,8 +168,10 @@ pub struct Config {
     pub architecture: Architecture,
     /// Channels of the residual stream.
     pub hidden_size: usize,
-    /// Channels inside the feed-forward layer.
+    /// Channels inside the feed-forward layer, or inside each expert.
     pub intermediate_size: usize,
+    /// Experts, where the architecture has them.
+    pub experts: Option<ExpertsConfig>,
     /// Layers.
     pub num_hidden_layers: usize,
     /// Query heads.
@@ -250,8 +290,12 @@ impl Config {
     /// That so many ranks can share each layer, whole heads and as many rows for each.
     ///
     /// # Errors
-    /// Naming the first field that they do not divide.
+    /// Naming the first field that they do not divide, and the architecture where they cannot share its norm of all of q.
     pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
+        if self.architecture == Architecture::Olmoe && ranks > 1 {
+            let supported = "its norms of the whole of q and k need one device a layer";
+            return Err(ConfigError::unsupported("model_type", self.architecture, supported));
+        }
         let extents = [
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
@@ -292,6 +336,7 @@ impl Config {
         check_size("head_dim", self.head_dim, 2..=1 << 12)?;
         check_size("vocab_size", self.vocab_size, 1..=1 << 24)?;
         check_size("max_position_embeddings", self.max_position_embeddings, 1..=1 << 28)?;
+        self.check_experts()?;
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::invalid("head_dim", self.head_dim, "an even number"));
         }
@@ -300,6 +345,19 @@ impl Config {
             return Err(ConfigError::invalid("num_key_value_heads", self.num_key_value_heads, expected));
         }
         Ok(())
+    }
+
+    fn check_experts(&self) -> Result<(), ConfigError> {
+        match self.experts {
+            Some(experts) => {
+                check_size("num_experts", experts.num_experts, 1..=1 << 12)?;
+                check_size("num_experts_per_tok", experts.num_experts_per_tok, 1..=experts.num_experts)
+            }
+            None if self.architecture.has_experts() => {
+                Err(ConfigError::Missing { field: "num_experts".into() })
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
@@ -423,6 +481,7 @@ mod tests {
             architecture: Architecture::Llama,
             hidden_size: 64,
             intermediate_size: 128,
+            experts: None,
             num_hidden_layers: 2,
             num_attention_heads: 4,
             num_key_value_heads: 2,
@@ -485,6 +544,21 @@ mod tests {
         assert!(refused(|c| c.layer_types.truncate(1)).contains("layer_types"));
         assert!(refused(|c| c.eos_token_ids.push(100)).contains("eos_token_id"));
         assert!(refused(|c| c.rope_scaling = RopeScaling::Factors(vec![1.0])).contains("8 of them"));
+    }
+
+    #[test]
+    fn experts_name_their_field() {
+        let experts = |num_experts, num_experts_per_tok| {
+            Some(ExpertsConfig { num_experts, num_experts_per_tok, norm_topk_prob: true })
+        };
+        assert!(refused(|c| c.experts = experts(0, 1)).contains("`num_experts` is 0"));
+        assert!(
+            refused(|c| c.experts = experts(4, 5)).contains("`num_experts_per_tok` is 5; expected 1 to 4")
+        );
+        assert!(refused(|c| c.architecture = Architecture::Mixtral).contains("num_experts"));
+        let olmoe = Config { architecture: Architecture::Olmoe, experts: experts(4, 2), ..small() };
+        assert!(olmoe.check_ranks(1).is_ok());
+        assert!(olmoe.check_ranks(2).unwrap_err().to_string().contains("olmoe"));
     }
 
     #[test]

@@ -5,14 +5,16 @@
 
 mod attention;
 mod config;
+mod experts;
 mod layers;
 mod loader;
 mod rope;
 mod step;
 mod weights;
 
-pub use attention::{Attention, AttentionSpec};
-pub use config::{Architecture, Config, ConfigError, LayerType, RopeScaling};
+pub use attention::{Attention, AttentionSpec, QkNorm};
+pub use config::{Architecture, Config, ConfigError, ExpertsConfig, LayerType, RopeScaling};
+pub use experts::{FeedForward, SparseMoe};
 pub use layers::{Embedding, Linear, Mlp, RmsNorm};
 pub use loader::{Error, Loader, Result};
 pub use rope::{inverse_frequencies, rope_table};

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use samebits_tensor::{Backend, HostWeight, Tensor, Weight};
+use samebits_tensor::{Backend, Format, HostWeight, Tensor, Weight};
 
 use crate::{
     Config, ConfigError, Embedding, Linear, RmsNorm, WeightError, WeightSource, check_finite,
@@ -61,7 +61,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// `name.weight [rows, cols]`, and `name.bias [rows]` if `bias`.
     pub fn linear(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear<B>> {
-        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
+        let weight = self.matrix(&format!("{name}.weight"), &[rows, cols])?;
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
         Ok(Linear { weight, bias })
     }
@@ -100,10 +100,42 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(Linear { weight, bias })
     }
 
+    /// `name.weight [rows, cols]` of a router, in F32 if it is in floats: activations that were rounded to fewer bits would choose
+    /// other experts, and GGUF files have it in F32 already.
+    pub fn router(&self, name: &str, rows: usize, cols: usize) -> Result<Linear<B>> {
+        let name = format!("{}{name}.weight", self.prefix);
+        if let Some(weight) = self.stored(&name, &[rows, cols], of_router)? {
+            return Ok(Linear { weight, bias: None });
+        }
+        let mut host = self.source.get_shaped(&name, &[rows, cols])?;
+        if of_router(host.format) != host.format {
+            let bytes: Vec<u8> = host.to_f32()?.into_iter().flat_map(f32::to_le_bytes).collect();
+            host = HostWeight { format: Format::F32, bytes: bytes.into(), ..host };
+        }
+        Ok(Linear { weight: self.pack(&host)?, bias: None })
+    }
+
+    /// This rank's rows of every expert of `name.weight [experts, rows, cols]`, as `[experts * part, cols]`: all of them where a
+    /// backend is alone.
+    pub fn experts_part(&self, name: &str, experts: usize, rows: usize, cols: usize) -> Result<Weight<B>> {
+        let (name, part) = (format!("{name}.weight"), self.backend.rank().part(rows)?);
+        if part.len() == rows {
+            return self.matrix(&name, &[experts, rows, cols]);
+        }
+        let host = self.source.get_shaped(&format!("{}{name}", self.prefix), &[experts, rows, cols])?;
+        let host = flat(host);
+        let mut bytes = Vec::with_capacity(host.bytes.len() / rows.max(1) * part.len());
+        for expert in 0..experts {
+            bytes.extend_from_slice(&host.rows(expert * rows + part.start..expert * rows + part.end)?.bytes);
+        }
+        host.bytes.release(0..host.bytes.len());
+        self.pack(&HostWeight { shape: vec![experts * part.len(), cols], bytes: bytes.into(), ..host })
+    }
+
     /// `name.weight [vocab_size, hidden_size]`.
     pub fn embedding(&self, name: &str) -> Result<Embedding<B>> {
         let Config { vocab_size, hidden_size, .. } = *self.config;
-        Ok(Embedding { weight: self.matrix(&format!("{name}.weight"), vocab_size, hidden_size)? })
+        Ok(Embedding { weight: self.matrix(&format!("{name}.weight"), &[vocab_size, hidden_size])? })
     }
 
     /// `name.weight [size]`, with the configuration's `rms_norm_eps`.
@@ -111,12 +143,13 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(RmsNorm { weight: self.vector(&format!("{name}.weight"), size)?, eps: self.config.rms_norm_eps })
     }
 
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight<B>> {
+    /// A weight of this shape, as a matrix whose columns are its last extent.
+    fn matrix(&self, name: &str, shape: &[usize]) -> Result<Weight<B>> {
         let name = format!("{}{name}", self.prefix);
-        if let Some(weight) = self.stored(&name, rows, cols)? {
+        if let Some(weight) = self.stored(&name, shape, |format| format)? {
             return Ok(weight);
         }
-        self.pack(&self.source.get_shaped(&name, &[rows, cols])?)
+        self.pack(&flat(self.source.get_shaped(&name, shape)?))
     }
 
     fn pack(&self, host: &HostWeight) -> Result<Weight<B>> {
@@ -127,13 +160,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(weight)
     }
 
-    /// A weight that was packed, and found to be finite, at an earlier start.
-    fn stored(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Weight<B>>> {
+    /// A weight that was packed, and found to be finite, at an earlier start, in the format that its file's becomes.
+    fn stored(
+        &self,
+        name: &str,
+        shape: &[usize],
+        becomes: impl Fn(Format) -> Format,
+    ) -> Result<Option<Weight<B>>> {
         let Some(weight) = Weight::stored(self.backend, name) else { return Ok(None) };
-        let (format, shape) = self.source.layout(name)?;
-        if weight.format() != format
+        let (format, found) = self.source.layout(name)?;
+        let [rows, cols] = flat_shape(shape);
+        if weight.format() != becomes(format)
             || [weight.rows(), weight.cols()] != [rows, cols]
-            || shape != [rows, cols]
+            || found != shape
         {
             return Ok(None);
         }
@@ -151,4 +190,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         (self.on_weight)(host.bytes.len());
         Ok(host.to_f32()?)
     }
+}
+
+/// The format in which a router is kept.
+fn of_router(format: Format) -> Format {
+    if format.is_quantized() { format } else { Format::F32 }
+}
+
+/// The weight as a matrix whose columns are its last extent.
+fn flat(host: HostWeight) -> HostWeight {
+    HostWeight { shape: flat_shape(&host.shape).into(), ..host }
+}
+
+fn flat_shape(shape: &[usize]) -> [usize; 2] {
+    let (cols, rows) = shape.split_last().map_or((1, &[][..]), |(&cols, rows)| (cols, rows));
+    [rows.iter().product(), cols]
 }

@@ -7,6 +7,8 @@ use samebits_tensor::{Format, HostWeight};
 /// Weights by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`, `lm_head.weight`), in one
 /// convention whatever file they are in:
 /// - matrices are `[out, in]`;
+/// - the experts of a layer are one weight `[experts, out, in]`, `mlp.experts.gate_proj.weight` and the like, and their router is
+///   `mlp.gate.weight`;
 /// - q and k rows are in the half-split order of rotary channels;
 /// - norm weights are what the normalised value is multiplied by (Gemma's added one is in them).
 pub trait WeightSource: Send + Sync {

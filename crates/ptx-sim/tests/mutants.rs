@@ -125,6 +125,20 @@ fn a_mask_and_a_lane_of_a_shuffle_and_an_order_of_a_matrix_are_changed() {
 }
 
 #[test]
+fn a_constant_that_selects_the_same_bits_is_not_changed() {
+    let operators = |code: &str, opcode: &str| -> Vec<String> {
+        let text = kernel(&format!("\tshl.b32 %r1, %t, 2;\n\t{code};\n"));
+        let here = all(&text).into_iter().filter(|(name, _)| name == opcode);
+        here.map(|(_, mutation)| mutation.operator).collect()
+    };
+    assert_eq!(operators("and.b32 %r2, %r1, 124", "and.b32"), ["logic"]);
+    assert_eq!(operators("and.b32 %r2, %r1, 127", "and.b32"), ["logic", "immediate"]);
+    assert_eq!(operators("and.b32 %r2, %t, 124", "and.b32"), ["logic", "immediate"]);
+    assert_eq!(operators("bfi.b32 %r2, %r1, %t, 5, 27", "bfi.b32"), Vec::<String>::new());
+    assert_eq!(operators("bfi.b32 %r2, %r1, %t, 5, 26", "bfi.b32"), ["immediate"]);
+}
+
+#[test]
 fn lines_that_were_executed_are_known() {
     let bench = Bench::new();
     let text = kernel(

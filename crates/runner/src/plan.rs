@@ -217,8 +217,13 @@ pub(crate) fn page_shape(config: &Config, page_size: usize) -> KvShape {
 
 fn weights_bytes(config: &Config, weights: &dyn WeightSource, device: &DeviceMemory) -> u64 {
     let bytes = |name: &String| match weights.layout(name).ok()? {
-        (format, shape) if format.is_quantized() && shape.len() == 2 => {
-            Some((device.weight_bytes)(format, shape[0], shape[1]))
+        (format, shape) if format.is_quantized() && shape.len() > 1 => {
+            let (cols, rows) = shape.split_last().expect("two extents or more");
+            Some((device.weight_bytes)(format, rows.iter().product(), *cols))
+        }
+        // A router is kept in f32.
+        (format, shape) if name.ends_with(".mlp.gate.weight") && !format.is_quantized() => {
+            Some(4 * shape.iter().product::<usize>() as u64)
         }
         _ => weights.size(name),
     };
@@ -236,10 +241,12 @@ fn tables_bytes(config: &Config, max_context: usize) -> u64 {
 }
 
 /// Of a step of so many tokens. The feed-forward layer is the widest place: the residual, its norm, gate, up and their product, in
-/// f32; and the logits of every sequence at the end.
+/// f32, of every expert that a token is given to; and the logits of every sequence at the end.
 fn activation_bytes(config: &Config, runner: &RunnerConfig, tokens: usize) -> u64 {
     let tokens = tokens.min(runner.max_tokens_per_step);
-    let wide = 3 * config.intermediate_size.max(config.q_size() + config.kv_size());
+    let choices = config.experts.map_or(1, |experts| experts.num_experts_per_tok);
+    let inner = choices * config.intermediate_size + (choices - 1) * config.hidden_size;
+    let wide = 3 * inner.max(config.q_size() + config.kv_size());
     let step = tokens * (3 * config.hidden_size + wide);
     let logits = runner.max_seqs_per_step.min(tokens) * config.vocab_size;
     4 * step.max(logits) as u64

@@ -1,9 +1,11 @@
-use samebits_nn::{Config, WeightError, WeightSource};
+use samebits_nn::{Config, ExpertsConfig, WeightError, WeightSource};
+use samebits_tensor::Format;
 
 use crate::plan::{is_used, page_shape};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+const EXPERTS: &str = ".mlp.experts.";
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +34,8 @@ pub struct StepWork {
 impl StepWork {
     /// The work of one step, from the model's hyperparameters and the layouts of its weights; no weight is read.
     ///
-    /// A matrix is read once and multiplied by every token; in the last layer, of which nobody reads more than keys and values
+    /// A matrix is read once and multiplied by every token; of the experts of a mixture at most as many as all tokens together
+    /// are given to, each multiplied by its tokens; in the last layer, of which nobody reads more than keys and values
     /// of the other tokens, only by those whose logits are wanted, as a query is one of theirs there. The embedding is read by rows, one a token. The output layer, be
     /// it a matrix of its own or the embedding, is read once and multiplied by the tokens whose logits are wanted, and not
     /// at all if there are none. Each sequence's visible keys and values are read once a layer; scores and weighted values
@@ -55,11 +58,16 @@ impl StepWork {
                         work.matrix(weights, name, logits)?;
                     }
                 }
-                HEAD => work.matrix(weights, name, logits)?,
-                other if other.starts_with(&last) && !is_stored(&other[last.len()..]) => {
-                    work.matrix(weights, name, logits)?;
+                other => {
+                    let is_last = other.starts_with(&last) && !is_stored(&other[last.len()..]);
+                    let tokens = if is_last || other == HEAD { logits } else { tokens };
+                    match config.experts {
+                        Some(experts) if other.contains(EXPERTS) => {
+                            work.experts(weights, name, tokens, &experts)?;
+                        }
+                        _ => work.matrix(weights, name, tokens)?,
+                    }
                 }
-                _ => work.matrix(weights, name, tokens)?,
             }
         }
         parts.iter().for_each(|part| work.attention(config, part));
@@ -84,10 +92,29 @@ impl StepWork {
         let (format, shape) = weights.layout(name)?;
         self.weight_bytes += weights.size(name).unwrap_or_default();
         if let &[rows, cols] = shape.as_slice() {
-            let macs = (rows * cols) as u64 * tokens;
-            *(if format.is_quantized() { &mut self.int8_macs } else { &mut self.f32_macs }) += macs;
+            self.products(format, (rows * cols) as u64 * tokens);
         }
         Ok(())
+    }
+
+    /// A weight `[experts, rows, cols]`, of which each token has some.
+    fn experts(
+        &mut self,
+        weights: &dyn WeightSource,
+        name: &str,
+        tokens: u64,
+        experts: &ExpertsConfig,
+    ) -> Result<(), WeightError> {
+        let (format, shape) = weights.layout(name)?;
+        let (count, choices) = (experts.num_experts as u64, tokens * experts.num_experts_per_tok as u64);
+        self.weight_bytes += weights.size(name).unwrap_or_default() / count.max(1) * count.min(choices);
+        let of_expert: usize = shape.iter().skip(1).product();
+        self.products(format, of_expert as u64 * choices);
+        Ok(())
+    }
+
+    fn products(&mut self, format: Format, macs: u64) {
+        *(if format.is_quantized() { &mut self.int8_macs } else { &mut self.f32_macs }) += macs;
     }
 
     /// Single rows of a matrix.
@@ -127,7 +154,7 @@ fn is_stored(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use samebits_nn::{Architecture, LayerType, RopeScaling};
-    use samebits_tensor::{Activation, Format, HostWeight};
+    use samebits_tensor::{Activation, HostWeight};
 
     use super::*;
 
@@ -181,6 +208,7 @@ mod tests {
             architecture: Architecture::Llama,
             hidden_size: 64,
             intermediate_size: 96,
+            experts: None,
             num_hidden_layers: 2,
             num_attention_heads: 4,
             num_key_value_heads: 2,
@@ -231,6 +259,22 @@ mod tests {
         // Only the last token goes through the last layer, where its query sees 3 keys; the first layer's see 1, 2 and 3.
         assert_eq!(prompt.f32_macs, layer);
         assert_eq!(prompt.int8_macs, 3 * layer + head + (6 + 3) * attention / 2);
+    }
+
+    #[test]
+    fn experts_are_read_as_far_as_tokens_choose_them() {
+        let name = "model.layers.0.mlp.experts.up_proj.weight";
+        let weights = Layouts(vec![(name, Format::Q4_0, vec![8, 96, 64])]);
+        let experts = ExpertsConfig { num_experts: 8, num_experts_per_tok: 3, norm_topk_prob: true };
+        let config = Config { experts: Some(experts), ..config(true) };
+        let (bytes, macs) = (96 * 36, 96 * 64);
+        for (tokens, read) in [(0, 0), (1, 3), (2, 6), (3, 8), (5, 8)] {
+            let part = StepPart { tokens, past: 0, logits: false };
+            let work = StepWork::new(&config, &weights, &[part]).unwrap();
+            let attention = work.int8_macs - tokens as u64 * 3 * macs;
+            assert_eq!(work.weight_bytes, read * bytes, "{tokens}");
+            assert_eq!(attention, StepWork::new(&config, &Layouts(Vec::new()), &[part]).unwrap().int8_macs);
+        }
     }
 
     #[test]

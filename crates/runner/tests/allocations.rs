@@ -8,7 +8,7 @@ use std::{
 
 use samebits_cpu::Cpu;
 use samebits_engine::{Batch, BatchSeq, PageId, Runner, Wanted};
-use samebits_nn::{Architecture, Config, LayerType, RopeScaling, WeightError, WeightSource};
+use samebits_nn::{Architecture, Config, ExpertsConfig, LayerType, RopeScaling, WeightError, WeightSource};
 use samebits_runner::{MemoryPlan, ModelRunner, RunnerConfig};
 use samebits_tensor::{Activation, Format, HostWeight, testing::random_blocks};
 
@@ -57,6 +57,7 @@ impl WeightSource for Random {
     fn get_shaped(&self, name: &str, shape: &[usize]) -> Result<HostWeight, WeightError> {
         let (format, bytes) = match *shape {
             [rows, cols] => (self.0, random_blocks(self.0, rows, cols, 1)),
+            [experts, rows, cols] => (self.0, random_blocks(self.0, experts * rows, cols, 1)),
             _ => (Format::F32, [1.0f32.to_ne_bytes()].concat().repeat(shape.iter().product())),
         };
         Ok(HostWeight { name: name.into(), format, shape: shape.into(), bytes: bytes.into() })
@@ -81,6 +82,11 @@ fn config(architecture: Architecture) -> Config {
         architecture,
         hidden_size: 256,
         intermediate_size: 512,
+        experts: architecture.has_experts().then_some(ExpertsConfig {
+            num_experts: 8,
+            num_experts_per_tok: 2,
+            norm_topk_prob: true,
+        }),
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,

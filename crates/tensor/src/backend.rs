@@ -1,8 +1,7 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionBatch, AttentionParams, DType, Error, FeedForward, Format, Heads, HostTensor,
-    HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Scalar, Shape, Tensor, Weight, decompose,
+    Activation, AttentionBatch, AttentionParams, DType, Error, Experts, FeedForward, Format, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, Weight, decompose,
 };
 
 /// What a device is and what it takes. What is absent here is refused, never degraded.
@@ -292,6 +291,22 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Gated feed-forward layer of `x [m, k]`, as `[m, n]`. See [`decompose::feed_forward`].
     fn feed_forward(&self, x: Input<'_, Self>, layer: FeedForward<'_, Self>) -> Result<Tensor<Self>> {
         decompose::feed_forward(x, layer)
+    }
+    /// The experts that each row of `logits [t, experts]` is given to. See [`decompose::route`].
+    fn route(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
+        decompose::route(logits, routing)
+    }
+    /// Mixture of experts of `x [t, k]`, as `[t, n]`. See [`decompose::experts`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Index`] for an expert outside of the layer's (a device may fault later instead).
+    fn experts(
+        &self,
+        x: Input<'_, Self>,
+        layer: Experts<'_, Self>,
+        routes: &Routes<Self>,
+    ) -> Result<Tensor<Self>> {
+        decompose::experts(x, layer, routes)
     }
     /// Rows of a weight `[n, k]` at `ids [t]`, dequantised to f32 `[t, k]`. See [`decompose::embedding`].
     fn embedding(&self, ids: &Tensor<Self>, weight: &Weight<Self>) -> Result<Tensor<Self>> {

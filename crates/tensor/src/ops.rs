@@ -57,6 +57,46 @@ impl<B: Backend> Clone for FeedForward<'_, B> {
     }
 }
 
+/// How tokens choose among experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Routing {
+    /// Experts of a token.
+    pub top_k: usize,
+    /// Whether the weights of a token's experts are divided by their sum (`norm_topk_prob`).
+    pub normalize: bool,
+}
+
+/// The experts that each token is given to, its first choice first.
+#[derive(Clone)]
+pub struct Routes<B: Backend> {
+    /// i32 `[t, top_k]`.
+    pub experts: Tensor<B>,
+    /// f32 `[t, top_k]`: what the output of each is multiplied by.
+    pub weights: Tensor<B>,
+}
+
+/// Gated feed-forward layers of one shape, the experts of a mixture: their rows one after the other in one weight. Where ranks
+/// share them, each has its rows of every expert.
+pub struct Experts<'a, B: Backend> {
+    /// `[count * inner, k]`.
+    pub gate: &'a Weight<B>,
+    /// `[count * inner, k]`.
+    pub up: &'a Weight<B>,
+    /// `[count * n, inner]`.
+    pub down: &'a Weight<B>,
+    /// How many experts there are.
+    pub count: usize,
+    /// Activation of the gate.
+    pub activation: Activation,
+}
+
+impl<B: Backend> Copy for Experts<'_, B> {}
+impl<B: Backend> Clone for Experts<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
 /// Cosines and sines of rotary embedding, by position: f32 `[positions, rotary_dim / 2]` each.
 #[derive(Clone)]
 pub struct RopeTable<B: Backend> {
@@ -243,6 +283,31 @@ impl<B: Backend> Input<'_, B> {
         self.x.backend().feed_forward(self, layer)
     }
 
+    /// For each token of this input the sum of what its experts make of it, weighed, as f32 `[t, n]`.
+    ///
+    /// # Errors
+    /// If shapes or dtypes do not fit, and [`Error::Index`] for an expert that the layer does not have (a device may fault
+    /// later instead).
+    pub fn experts(self, layer: Experts<'_, B>, routes: &Routes<B>) -> Result<Tensor<B>> {
+        let Experts { gate, up, down, count, .. } = layer;
+        self.expect_input_of(&[gate, up])?;
+        let are_whole =
+            count > 0 && [gate, up, down].iter().all(|weight| weight.rows().is_multiple_of(count));
+        let inner = gate.rows().checked_div(count).unwrap_or(0) * self.x.backend().rank().count;
+        check(are_whole && gate.rows() == up.rows() && inner == down.cols(), "experts", || {
+            let [gate, up, rows] = [gate, up, down].map(Weight::rows);
+            format!("{count} experts, gate of {gate} rows, up of {up}, down [{rows}, {}]", down.cols())
+        })?;
+        let Routes { experts, weights } = routes;
+        expect_dtype("experts", experts, DType::I32)?;
+        expect_dtype("experts", weights, DType::F32)?;
+        let fits = matches!(*experts.dims(), [t, top_k] if t == self.x.dims()[0] && top_k > 0);
+        check(fits && experts.shape() == weights.shape(), "experts", || {
+            format!("x {}, experts {}, weights {}", self.x.shape(), experts.shape(), weights.shape())
+        })?;
+        self.x.backend().experts(self, layer, routes)
+    }
+
     fn expect_input_of(self, weights: &[&Weight<B>]) -> Result<()> {
         weights.iter().try_for_each(|weight| self.x.expect_input_of(weight))?;
         match self.norm {
@@ -257,6 +322,15 @@ impl<B: Backend> Tensor<B> {
     pub fn linear(&self, weight: &Weight<B>) -> Result<Tensor<B>> {
         self.expect_input_of(weight)?;
         self.backend().linear(self, weight)
+    }
+
+    /// The experts of each token, from `self [t, experts]`, the router's logits.
+    pub fn route(&self, routing: Routing) -> Result<Routes<B>> {
+        self.expect_rows("route", &[])?;
+        let experts = self.dims()[1];
+        let fits = (1..=experts).contains(&routing.top_k) && self.shape().elements() <= i32::MAX as usize;
+        check(fits, "route", || format!("{} of the experts in logits {}", routing.top_k, self.shape()))?;
+        self.backend().route(self, routing)
     }
 
     /// Rows of `weight [n, k]` at these ids (i32 `[t]`), as f32 `[t, k]`.

@@ -121,6 +121,21 @@ impl<B: Backend> PlainWeight<B> {
         Ok(PlainWeight::Blocks256 { q, scale, sub_scale, min: min.zip(sub_min) })
     }
 
+    /// The same of `f` of every part, which must do alike with the rows of all.
+    pub(crate) fn map(&self, f: impl Fn(&Tensor<B>) -> Result<Tensor<B>>) -> Result<Self> {
+        Ok(match self {
+            PlainWeight::Dense(values) => PlainWeight::Dense(f(values)?),
+            PlainWeight::Blocks32 { q, scale, min } => {
+                PlainWeight::Blocks32 { q: f(q)?, scale: f(scale)?, min: min.as_ref().map(f).transpose()? }
+            }
+            PlainWeight::Blocks256 { q, scale, sub_scale, min } => {
+                let min = min.as_ref().map(|(min, sub_min)| Ok::<_, Error>((f(min)?, f(sub_min)?)));
+                let (q, scale, sub_scale) = (f(q)?, f(scale)?, f(sub_scale)?);
+                PlainWeight::Blocks256 { q, scale, sub_scale, min: min.transpose()? }
+            }
+        })
+    }
+
     /// Rows (output features) and columns (input features).
     pub fn dims(&self) -> (usize, usize) {
         let (PlainWeight::Dense(q) | PlainWeight::Blocks32 { q, .. } | PlainWeight::Blocks256 { q, .. }) =

@@ -2,6 +2,7 @@
 
 use samebits_tensor::{
     Activation,
+    contract::TINY,
     exp::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LN2_HI, LN2_LO, LOG2E},
 };
 
@@ -27,6 +28,16 @@ pub fn activate(isa: Isa, x: &[f32], activation: Activation, out: &mut [f32]) {
 pub fn glu(isa: Isa, gate: &[f32], up: &[f32], activation: Activation, out: &mut [f32]) {
     assert!(gate.len() == out.len() && up.len() == out.len(), "a gated activation");
     isa.run(Activate { x: gate, up: Some(up), activation, out });
+}
+
+/// `((w0 * y0) + w1 * y1) + …`, element-wise, where `y` are some of `rows [r, n]` and `n` is as long as `out`. What is below
+/// [`TINY`] in magnitude counts as +0, be it a weight or a value.
+///
+/// # Panics
+/// If there is no weight, not one for each row that is chosen, or no such row.
+pub fn add_weighed(isa: Isa, rows: &[f32], chosen: &[u32], weights: &[f32], out: &mut [f32]) {
+    assert!(chosen.len() == weights.len() && !weights.is_empty(), "a weight for each row");
+    isa.run(AddWeighed { rows, chosen, weights, out });
 }
 
 /// `cap * tanh(x / cap)`, element-wise.
@@ -84,6 +95,35 @@ fn activated<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
         Activation::Silu => silu(s, x),
         Activation::GeluTanh => gelu(s, x),
     }
+}
+
+struct AddWeighed<'a> {
+    rows: &'a [f32],
+    chosen: &'a [u32],
+    weights: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for AddWeighed<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.out.len();
+        for (choice, (&row, &weight)) in self.chosen.iter().zip(self.weights).enumerate() {
+            let (y, weight) = (&self.rows[row as usize * n..][..n], operand(s, s.splat(weight)));
+            for i in 0..vectors(n) {
+                let term = s.mul(operand(s, load_at(s, y, i)), weight);
+                let sum = if choice == 0 { term } else { s.add(load_at(s, self.out, i), term) };
+                store_at(s, sum, self.out, i);
+            }
+        }
+    }
+}
+
+/// `x`, or +0 where that is below [`TINY`] in magnitude.
+#[inline(always)]
+fn operand<S: Simd>(s: S, x: S::F) -> S::F {
+    s.select(s.lt(s.abs(x), s.splat(TINY)), s.splat(0.0), x)
 }
 
 struct SoftCap<'a> {

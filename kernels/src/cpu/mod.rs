@@ -30,11 +30,11 @@ pub use attention::{
 };
 pub use ceilings::{Everywhere, f32_peak, int8_peak, read_bandwidth};
 pub use dense::{DenseLayout, DensePanels, FloatPiece, FloatPieces, Floats, linear_dense};
-pub use elementwise::{activate, glu, rope, soft_cap};
+pub use elementwise::{activate, add_weighed, glu, rope, soft_cap};
 pub use isa::{Isa, IsaError};
 pub use linear::linear_blocks;
 pub use matrix::{Band, Bands, Grid, MatrixMut};
 pub use mode::flush_subnormals;
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use panel::{LANES, PanelLayout};
-pub use quantize::{Activations, Piece, Pieces, Rows};
+pub use quantize::{Activations, BandPieces, Piece, Pieces, Rows};

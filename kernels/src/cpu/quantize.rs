@@ -130,6 +130,27 @@ impl Activations {
         }
     }
 
+    /// Boxes of the tokens of a band, all those up to the next of `ends`, by about `cols` columns, to be filled in any order.
+    /// They are numbered across the columns of the first band, then of the next. Each band is laid out as activations of its
+    /// own, which [`Activations::band`] reads.
+    ///
+    /// # Panics
+    /// If `ends` do not grow up to the number of tokens.
+    pub fn bands<'a>(&'a mut self, ends: &'a [usize], cols: usize) -> BandPieces<'a> {
+        assert!(ends.is_sorted() && ends.last().is_none_or(|&end| end == self.m), "bands up to {ends:?}");
+        BandPieces { ends, pieces: self.pieces(self.m, cols) }
+    }
+
+    /// Where a token is, if all of them are one matrix: the start and the width of its tile.
+    fn tile_of(&self, token: usize) -> (usize, usize) {
+        let whole = self.m / self.tile * self.tile;
+        if token < whole {
+            return (token / self.tile * self.tile, self.tile);
+        }
+        let mut rest = Tiles { next: whole, end: self.m, widest: self.tile };
+        rest.find(|&(start, width)| token < start + width).expect("one of the tokens")
+    }
+
     fn pointers(&mut self) -> Pointers<'_> {
         let (blocks, parts) = (self.m * self.k / self.kind.block, self.m * self.k / self.kind.part);
         Pointers {
@@ -147,6 +168,11 @@ impl Activations {
         format.is_quantized() && self.kind == Kind::of(format)
     }
 
+    /// How many tokens there are.
+    pub fn tokens(&self) -> usize {
+        self.m
+    }
+
     /// All tokens.
     pub fn all(&self) -> Rows<'_> {
         self.rows(0..self.m)
@@ -159,6 +185,15 @@ impl Activations {
     pub fn rows(&self, tokens: Range<usize>) -> Rows<'_> {
         let whole = |token: usize| token == self.m || token.is_multiple_of(self.tile);
         assert!(whole(tokens.start) && whole(tokens.end), "tiles of tokens {tokens:?}");
+        Rows { activations: self, tokens }
+    }
+
+    /// The tokens of a band, as [`Activations::bands`] cut them.
+    ///
+    /// # Panics
+    /// If there are not as many tokens.
+    pub fn band(&self, tokens: Range<usize>) -> Rows<'_> {
+        assert!(tokens.start <= tokens.end && tokens.end <= self.m, "tokens {tokens:?} of {}", self.m);
         Rows { activations: self, tokens }
     }
 }
@@ -316,6 +351,36 @@ unsafe impl<'a> Parts for Pieces<'a> {
     }
 }
 
+/// [`Activations`] in boxes of the tokens of a band and whole blocks of columns.
+pub struct BandPieces<'a> {
+    ends: &'a [usize],
+    pieces: Pieces<'a>,
+}
+
+impl BandPieces<'_> {
+    /// Boxes side by side.
+    pub fn across(&self) -> usize {
+        self.pieces.whole.blocks.end.div_ceil(self.pieces.blocks)
+    }
+}
+
+// SAFETY: boxes share neither a token nor a block, since the ends grow, and the activations are borrowed mutably for as long.
+unsafe impl<'a> Parts for BandPieces<'a> {
+    type Part = Piece<'a>;
+
+    fn count(&self) -> usize {
+        self.ends.len() * self.across()
+    }
+
+    unsafe fn part(&self, i: usize) -> Piece<'a> {
+        let (band, across) = (i / self.across(), i % self.across());
+        let Pieces { blocks, ref whole, .. } = self.pieces;
+        let start = band.checked_sub(1).map_or(0, |above| self.ends[above]);
+        let blocks = across * blocks..((across + 1) * blocks).min(whole.blocks.end);
+        Piece { tokens: start..self.ends[band], blocks, ..*whole }
+    }
+}
+
 /// Some tokens and columns of [`Activations`], to be quantised.
 pub struct Piece<'a> {
     kind: Kind,
@@ -371,6 +436,30 @@ impl Piece<'_> {
         let len = self.tokens.len() * cols;
         assert!(gate.len() == len && up.len() == len, "rows of a piece");
         isa.run(Quantize { rows: Gated { gate, up, activation }, cols, piece: self });
+    }
+
+    /// Copies tokens of other activations, which are one matrix of the same kind: token `i` of the piece is `tokens[i]` there.
+    ///
+    /// # Panics
+    /// If the kinds, the columns or the number of tokens differ.
+    pub fn copy(mut self, from: &Activations, tokens: &[u32]) {
+        let fits = from.kind == self.kind && from.k == self.across * self.kind.block;
+        assert!(fits && tokens.len() == self.tokens.len(), "tokens of the same kind");
+        let (kind, parts) = (self.kind, self.kind.block / self.kind.part);
+        for (start, width) in (Tiles { next: 0, end: tokens.len(), widest: self.tile }) {
+            for (i, &token) in tokens[start..start + width].iter().enumerate() {
+                let (tile, of_tile) = from.tile_of(token as usize);
+                for block in self.blocks.clone() {
+                    let at = tile * self.across + block * of_tile + (token as usize - tile);
+                    let to = self.blocks((start, width), (block - self.blocks.start) * width + i, 1);
+                    to.q.copy_from_slice(&from.q[at * kind.block..][..kind.block]);
+                    to.scale[0] = from.scale[at];
+                    to.float_sums[0] = from.float_sums[at];
+                    to.bias.copy_from_slice(&from.bias[at * parts..][..parts]);
+                    to.sums.copy_from_slice(&from.sums[at * parts..][..parts]);
+                }
+            }
+        }
     }
 
     /// Blocks of the tile of `width` tokens that starts `start` tokens into the piece: `count` from `first` on, where the first

@@ -1,6 +1,6 @@
 use std::{cell::RefCell, collections::HashSet};
 
-use samebits_nn::{Architecture, Config, ConfigError, LayerType, RopeScaling};
+use samebits_nn::{Architecture, Config, ConfigError, ExpertsConfig, LayerType, RopeScaling};
 use samebits_tensor::{Activation, HostWeight};
 
 use super::{Array, Gguf, GgufError, Metadata, Value};
@@ -24,11 +24,13 @@ fn architecture(metadata: &Metadata) -> Result<Architecture, ConfigError> {
     let field = "general.architecture";
     let name = metadata.str(field).map_err(wrong_type)?;
     let name = name.ok_or_else(|| ConfigError::Missing { field: field.into() })?;
-    // A Mistral is written as a Llama.
-    let mut known = Architecture::ALL.into_iter().filter(|&a| a != Architecture::Mistral);
-    known.find(|a| a.name() == name).ok_or_else(|| {
-        ConfigError::unsupported(field, format!("{name:?}"), "llama, qwen2, qwen3, gemma2 and gemma3 are")
-    })
+    let experts = metadata.u64(&format!("{name}.expert_count")).map_err(wrong_type)?.unwrap_or(0);
+    let known = Architecture::ALL.into_iter().find(|a| a.gguf_name() == name).ok_or_else(|| {
+        let supported = "llama, qwen2, qwen3, qwen3moe, olmoe, gemma2 and gemma3 are";
+        ConfigError::unsupported(field, format!("{name:?}"), supported)
+    })?;
+    // A Mistral is written as a Llama, and so is a Mixtral, with experts.
+    Ok(if known == Architecture::Llama && experts > 0 { Architecture::Mixtral } else { known })
 }
 
 fn read(gguf: &Gguf, architecture: Architecture, keys: &Keys) -> Result<Config, ConfigError> {
@@ -44,7 +46,8 @@ fn read(gguf: &Gguf, architecture: Architecture, keys: &Keys) -> Result<Config, 
     Ok(Config {
         architecture,
         hidden_size,
-        intermediate_size: keys.size("feed_forward_length")?,
+        intermediate_size: intermediate_size(keys, architecture)?,
+        experts: experts(keys, architecture)?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: keys.optional_size("attention.head_count_kv")?.unwrap_or(num_attention_heads),
@@ -72,8 +75,12 @@ fn read(gguf: &Gguf, architecture: Architecture, keys: &Keys) -> Result<Config, 
 /// Keys whose value would change the model, unless it is the neutral one.
 fn refuse_other_mathematics(keys: &Keys) -> Result<(), ConfigError> {
     for (key, neutral) in [
-        ("expert_count", 0.0),
-        ("expert_used_count", 0.0),
+        ("expert_shared_count", 0.0),
+        ("expert_group_count", 0.0),
+        ("expert_weights_scale", 1.0),
+        // A softmax over the experts, in llama.cpp's numbers.
+        ("expert_gating_func", 1.0),
+        ("leading_dense_block_count", 0.0),
         ("rope.scaling.yarn_ext_factor", 1.0),
         ("rope.scaling.yarn_attn_factor", 1.0),
         ("rope.scaling.yarn_log_multiplier", 0.0),
@@ -99,6 +106,34 @@ fn refuse_other_mathematics(keys: &Keys) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Channels inside a feed-forward layer, or inside an expert where the file states those.
+fn intermediate_size(keys: &Keys, architecture: Architecture) -> Result<usize, ConfigError> {
+    let dense = keys.size("feed_forward_length")?;
+    match architecture.has_experts() {
+        true => Ok(keys.optional_size("expert_feed_forward_length")?.unwrap_or(dense)),
+        false => Ok(dense),
+    }
+}
+
+/// The file states whether weights are normalised for none of these; llama.cpp knows it of each architecture.
+fn experts(keys: &Keys, architecture: Architecture) -> Result<Option<ExpertsConfig>, ConfigError> {
+    let default = architecture != Architecture::Olmoe;
+    if architecture.has_experts() {
+        return Ok(Some(ExpertsConfig {
+            num_experts: keys.size("expert_count")?,
+            num_experts_per_tok: keys.size("expert_used_count")?,
+            norm_topk_prob: keys.bool("expert_weights_norm")?.unwrap_or(default),
+        }));
+    }
+    for key in ["expert_count", "expert_used_count"] {
+        if let Some(found) = keys.optional_size(key)?.filter(|&count| count > 0) {
+            let supported = format!("a {architecture} has no experts");
+            return Err(ConfigError::unsupported(keys.full(key), found, supported));
+        }
+    }
+    Ok(None)
 }
 
 fn head_dim(keys: &Keys, hidden_size: usize, heads: usize) -> Result<usize, ConfigError> {
@@ -153,8 +188,8 @@ fn windows(keys: &Keys, architecture: Architecture, layers: usize) -> Result<Win
     let period = match architecture {
         Architecture::Gemma2 => 2,
         Architecture::Gemma3 => 6,
-        Architecture::Llama | Architecture::Mistral => 0,
-        Architecture::Qwen2 | Architecture::Qwen3 => 1,
+        Architecture::Llama | Architecture::Mistral | Architecture::Mixtral => 0,
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe | Architecture::Olmoe => 1,
     };
     if let (Some(window), 1) = (window, period)
         && keys.get("attention.sliding_window_pattern").is_none()
@@ -267,7 +302,7 @@ struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     fn new(metadata: &'a Metadata, architecture: Architecture) -> Self {
-        Keys { metadata, prefix: architecture.name(), read: RefCell::default() }
+        Keys { metadata, prefix: architecture.gguf_name(), read: RefCell::default() }
     }
 
     fn full(&self, key: &str) -> String {

@@ -48,7 +48,7 @@ impl GgufWeights {
 
     /// Heads whose rows llama.cpp's converter interleaved, so that its rotary embedding finds a pair side by side.
     fn interleaved_heads(&self, name: &str) -> Option<usize> {
-        if !matches!(self.config.architecture, Architecture::Llama | Architecture::Mistral) {
+        if self.config.architecture.gguf_name() != Architecture::Llama.name() {
             return None;
         }
         let (module, _) = name.rsplit_once('.')?;

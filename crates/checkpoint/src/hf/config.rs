@@ -1,4 +1,4 @@
-use samebits_nn::{Architecture, Config, ConfigError, LayerType, RopeScaling};
+use samebits_nn::{Architecture, Config, ConfigError, ExpertsConfig, LayerType, RopeScaling};
 use samebits_tensor::Activation;
 use serde_json::Value;
 
@@ -28,7 +28,8 @@ fn architecture(fields: &Fields) -> Result<Architecture, ConfigError> {
     let name = fields.str(field)?.ok_or_else(|| ConfigError::Missing { field: field.into() })?;
     let bare = if name == "gemma3_text" { "gemma3" } else { name };
     Architecture::ALL.into_iter().find(|a| a.name() == bare).ok_or_else(|| {
-        let supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3 and gemma3_text are";
+        let supported =
+            "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, olmoe, gemma2, gemma3 and gemma3_text are";
         ConfigError::unsupported(field, format!("{name:?}"), supported)
     })
 }
@@ -45,14 +46,19 @@ struct Defaults {
     /// `None`: `hidden_size / num_attention_heads`.
     head_dim: Option<usize>,
     max_position_embeddings: usize,
+    rms_norm_eps: f64,
     rope_theta: f64,
     sliding_window: Option<usize>,
+    experts: Option<ExpertsConfig>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
 }
 
 impl Defaults {
     fn of(architecture: Architecture) -> Self {
+        let experts = |num_experts, num_experts_per_tok, norm_topk_prob| {
+            Some(ExpertsConfig { num_experts, num_experts_per_tok, norm_topk_prob })
+        };
         let llama = Defaults {
             vocab_size: 32000,
             hidden_size: 4096,
@@ -62,8 +68,10 @@ impl Defaults {
             num_key_value_heads: None,
             head_dim: None,
             max_position_embeddings: 2048,
+            rms_norm_eps: 1e-6,
             rope_theta: 10000.0,
             sliding_window: None,
+            experts: None,
             bos_token_id: Some(1),
             eos_token_id: Some(2),
         };
@@ -102,6 +110,36 @@ impl Defaults {
             },
             Architecture::Qwen2 => qwen2,
             Architecture::Qwen3 => Defaults { head_dim: Some(128), ..qwen2 },
+            Architecture::Qwen3Moe => Defaults {
+                hidden_size: 2048,
+                intermediate_size: 768,
+                num_hidden_layers: 24,
+                num_key_value_heads: Some(4),
+                experts: experts(128, 8, false),
+                ..qwen2
+            },
+            Architecture::Mixtral => Defaults {
+                intermediate_size: 14336,
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 131072,
+                rms_norm_eps: 1e-5,
+                rope_theta: 1e6,
+                experts: experts(8, 2, true),
+                ..llama
+            },
+            Architecture::Olmoe => Defaults {
+                vocab_size: 50304,
+                hidden_size: 2048,
+                intermediate_size: 2048,
+                num_hidden_layers: 16,
+                num_attention_heads: 16,
+                max_position_embeddings: 4096,
+                rms_norm_eps: 1e-5,
+                experts: experts(64, 8, false),
+                bos_token_id: None,
+                eos_token_id: Some(50279),
+                ..llama
+            },
             Architecture::Gemma2 => gemma2,
             Architecture::Gemma3 => {
                 let (vocab_size, max_position_embeddings, rope_theta) = (262208, 131072, 1e6);
@@ -129,18 +167,21 @@ fn read(architecture: Architecture, fields: &Fields, outer: &Fields) -> Result<C
     };
     let (sliding_window, layer_types) = windows(architecture, fields, &defaults, num_hidden_layers)?;
     let rope = Rope::read(architecture, fields, defaults.rope_theta, max_position_embeddings)?;
+    let is_qwen3_moe = architecture == Architecture::Qwen3Moe;
+    let inner_field = if is_qwen3_moe { "moe_intermediate_size" } else { "intermediate_size" };
     let attention_bias = fields.bool("attention_bias")?.unwrap_or(false);
     let tied = fields.bool("tie_word_embeddings")?.or(outer.bool("tie_word_embeddings")?);
     Ok(Config {
         architecture,
         hidden_size,
-        intermediate_size: size("intermediate_size", defaults.intermediate_size)?,
+        intermediate_size: size(inner_field, defaults.intermediate_size)?,
+        experts: experts(architecture, fields, defaults.experts)?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: key_value_heads.unwrap_or(num_attention_heads),
         head_dim,
         vocab_size: size("vocab_size", defaults.vocab_size)?,
-        rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
         rope_theta: rope.theta,
         rope_local_base_freq: rope.local_theta,
         rope_scaling: rope.scaling,
@@ -187,8 +228,13 @@ fn refuse_other_mathematics(fields: &Fields) -> Result<(), ConfigError> {
         ("residual_multiplier", 1.0),
         ("logits_scaling", 1.0),
         ("logit_scale", 1.0),
-        ("num_experts", 0.0),
-        ("num_local_experts", 0.0),
+        ("decoder_sparse_step", 1.0),
+        ("first_k_dense_replace", 0.0),
+        ("n_shared_experts", 0.0),
+        ("num_shared_experts", 0.0),
+        ("shared_expert_intermediate_size", 0.0),
+        ("routed_scaling_factor", 1.0),
+        ("router_jitter_noise", 0.0),
         ("no_rope_layer_interval", 0.0),
     ] {
         if let Some(found) = fields.number(field)?
@@ -197,6 +243,12 @@ fn refuse_other_mathematics(fields: &Fields) -> Result<(), ConfigError> {
             return Err(ConfigError::unsupported(fields.name(field), found, format!("{neutral} is")));
         }
     }
+    if let Some(layers) =
+        fields.get("mlp_only_layers").filter(|layers| layers.as_array() != Some(&Vec::new()))
+    {
+        let supported = "only an empty list is";
+        return Err(ConfigError::unsupported(fields.name("mlp_only_layers"), layers, supported));
+    }
     for field in ["quantization_config", "attention_multiplier", "clip_qkv", "no_rope_layers"] {
         if fields.get(field).is_some() {
             let supported = "only checkpoints without it are";
@@ -204,6 +256,31 @@ fn refuse_other_mathematics(fields: &Fields) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Spelled `num_local_experts` by Mixtral, and for others `num_experts`; transformers 5 takes either.
+fn experts(
+    architecture: Architecture,
+    fields: &Fields,
+    default: Option<ExpertsConfig>,
+) -> Result<Option<ExpertsConfig>, ConfigError> {
+    let counts = ["num_experts", "num_local_experts"].map(|field| (field, fields.size(field)));
+    let Some(default) = default else {
+        for (field, found) in counts {
+            if let Some(found) = found?.filter(|&count| count > 0) {
+                let supported = format!("a {architecture} has no experts");
+                return Err(ConfigError::unsupported(fields.name(field), found, supported));
+            }
+        }
+        return Ok(None);
+    };
+    let [(_, stated), (_, local)] = counts;
+    let norm = if architecture == Architecture::Mixtral { None } else { fields.bool("norm_topk_prob")? };
+    Ok(Some(ExpertsConfig {
+        num_experts: stated?.or(local?).unwrap_or(default.num_experts),
+        num_experts_per_tok: fields.size("num_experts_per_tok")?.unwrap_or(default.num_experts_per_tok),
+        norm_topk_prob: norm.unwrap_or(default.norm_topk_prob),
+    }))
 }
 
 fn cap(
@@ -263,8 +340,12 @@ fn windows(
         false => defaults.sliding_window,
     };
     let is_sliding: Box<dyn Fn(usize) -> bool> = match architecture {
-        Architecture::Llama => Box::new(|_| false),
-        Architecture::Mistral => Box::new(|_| window.is_some()),
+        Architecture::Llama | Architecture::Olmoe => Box::new(|_| false),
+        Architecture::Qwen3Moe => {
+            let used = fields.bool("use_sliding_window")?.unwrap_or(false) && window.is_some();
+            Box::new(move |_| used)
+        }
+        Architecture::Mistral | Architecture::Mixtral => Box::new(|_| window.is_some()),
         Architecture::Qwen2 | Architecture::Qwen3 => {
             let used = fields.bool("use_sliding_window")?.unwrap_or(false) && window.is_some();
             let first = fields.size("max_window_layers")?.unwrap_or(28);
@@ -289,7 +370,7 @@ fn layer_type(is_sliding: bool) -> LayerType {
     if is_sliding { LayerType::Sliding } else { LayerType::Full }
 }
 
-/// The list in the file if there is one; Llama and Mistral follow their rule alone, so that it must agree.
+/// The list in the file if there is one; most follow their rule alone, so that it must agree.
 fn stated_layer_types(
     architecture: Architecture,
     fields: &Fields,
@@ -306,7 +387,8 @@ fn stated_layer_types(
         }
     });
     let types: Vec<_> = types.collect::<Result<_, _>>()?;
-    let has_one_type = matches!(architecture, Architecture::Llama | Architecture::Mistral);
+    use Architecture::{Llama, Mistral, Mixtral, Olmoe, Qwen3Moe};
+    let has_one_type = matches!(architecture, Llama | Mistral | Mixtral | Olmoe | Qwen3Moe);
     if has_one_type && types != by_rule {
         let supported = format!("all layers of a {architecture} are alike");
         return Err(ConfigError::unsupported(fields.name(field), "mixed", supported));

@@ -7,6 +7,7 @@ use samebits_tensor::{AttentionParams, Format, HostTensor};
 use super::{
     Invariance,
     attention::Setup,
+    experts,
     linear::{self, Activations},
     values::{case, f32s},
 };
@@ -17,6 +18,7 @@ pub(super) fn batch() -> Vec<Invariance> {
     let formats = linear::DENSE.iter().chain(linear::BLOCKS32).chain(linear::BLOCKS256);
     let mut pairs: Vec<Invariance> = formats.flat_map(|&format| batch_linear(format)).collect();
     pairs.extend(batch_rows());
+    pairs.extend(batch_experts());
     pairs.extend([0, 1, 3, 4].map(batch_attention));
     pairs
 }
@@ -93,6 +95,15 @@ fn batch_rows() -> Vec<Invariance> {
             })
         })
         .collect()
+}
+
+fn batch_experts() -> impl Iterator<Item = Invariance> {
+    experts::batches().into_iter().flat_map(|(whole, parts)| {
+        parts.into_iter().map(move |(rows, part)| {
+            let name = format!("batch_invariance/{}/tokens {rows:?}", whole.name);
+            pair(name, whole.clone(), part, rows)
+        })
+    })
 }
 
 /// One token of a mixed batch against that token alone in the same cache.
@@ -183,7 +194,7 @@ fn tokens_of(case: &Case, tokens: Range<usize>) -> Case {
     part
 }
 
-fn rows_of(x: &HostTensor, rows: Range<usize>) -> HostTensor {
+pub(super) fn rows_of(x: &HostTensor, rows: Range<usize>) -> HostTensor {
     let row_bytes = x.bytes().len() / x.shape()[0];
     let bytes = x.bytes()[rows.start * row_bytes..rows.end * row_bytes].to_vec();
     HostTensor::new(x.shape().with(0, rows.len()), x.dtype(), bytes.into()).expect("whole rows")

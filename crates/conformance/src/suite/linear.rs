@@ -217,7 +217,7 @@ pub(super) fn embedding() -> Vec<Case> {
 }
 
 /// Block length, or 1 for floats.
-fn block(format: Format) -> usize {
+pub(super) fn block(format: Format) -> usize {
     if format.is_quantized() { format.block_len() } else { 1 }
 }
 
@@ -230,7 +230,7 @@ pub(super) fn weight(name: &str, format: Format, rows: usize, cols: usize, extre
     HostWeight { name: format!("{format}.weight"), format, shape: vec![rows, cols], bytes: bytes.into() }
 }
 
-fn activation(rng: &mut Rng, m: usize, k: usize, activations: Activations) -> HostTensor {
+pub(super) fn activation(rng: &mut Rng, m: usize, k: usize, activations: Activations) -> HostTensor {
     let mut x = rng.bells(m * k);
     match activations {
         Activations::Bell => {}

@@ -1,6 +1,7 @@
 //! The cases.
 
 mod attention;
+mod experts;
 mod invariance;
 mod layout;
 mod linear;
@@ -59,6 +60,10 @@ pub enum Group {
     NormLinears,
     /// [`samebits_tensor::Backend::feed_forward`].
     FeedForward,
+    /// [`samebits_tensor::Backend::route`].
+    Route,
+    /// [`samebits_tensor::Backend::experts`].
+    Experts,
     /// [`samebits_tensor::Backend::embedding`].
     Embedding,
     /// [`samebits_tensor::Backend::rms_norm`].
@@ -178,6 +183,8 @@ groups! {
     LinearBlocks256 "linear_blocks256" reference(linear::linear(linear::BLOCKS256));
     NormLinears "norm_linears" reference(linear::norm_linears());
     FeedForward "feed_forward" reference(linear::feed_forward());
+    Route "route" reference(experts::route());
+    Experts "experts" reference(experts::experts());
     Embedding "embedding" reference(linear::embedding());
     RmsNorm "rms_norm" reference(rows::rms_norm());
     LayerNorm "layer_norm" reference(rows::layer_norm());

@@ -2,6 +2,7 @@
 //! against f64 within bounds that are derived, not tuned.
 
 mod attention;
+mod experts;
 mod fused;
 mod primitives;
 

@@ -2,7 +2,7 @@
 
 use samebits_conformance::{AttentionSteps, Case, Check, Group, Op, Rng};
 use samebits_tensor::{
-    Activation, AttentionParams, DType, Format, HostTensor, HostWeight, KvShape, Scalar, Shape,
+    Activation, AttentionParams, CompareOp, DType, Format, HostTensor, HostWeight, KvShape, Scalar, Shape,
     testing::{extreme_blocks, random_blocks},
 };
 
@@ -14,18 +14,6 @@ pub(crate) const WIDE: &str = "wide/";
 
 /// Begins the names of cases for a device whose layers are products of bf16.
 pub(crate) const BF16: &str = "bf16/";
-
-/// A format of each kind of kernel.
-const FORMATS: [Format; 8] = [
-    Format::F32,
-    Format::F16,
-    Format::BF16,
-    Format::Q4_0,
-    Format::Q4_1,
-    Format::Q4K,
-    Format::Q2K,
-    Format::Q6K,
-];
 
 /// All cases, the same in each process: those of the suite, and what kernels have beyond the decompositions that it is for.
 pub(crate) fn cases() -> Vec<Case> {
@@ -39,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let repeated = repeated(&suite);
     let suite =
         suite.into_iter().chain(repeated).chain(layers()).chain(fused()).chain(dense_values()).chain(casts());
+    let suite = suite.chain(ends()).chain(experts()).chain(exact()).chain(ties());
     let suite = suite.chain(attention(WIDE)).chain(attention(""));
     suite.chain(moves()).chain(rows()).chain(wrong_indices()).collect()
 }
@@ -75,10 +64,12 @@ fn repeated(suite: &[Case]) -> Vec<Case> {
 /// Layers that fill no tile, for each kernel by its tokens.
 fn layers() -> Vec<Case> {
     // Rows and columns: odd ones, whole tiles and spans, and more columns than a block of threads takes at once.
-    const OF_32: [(usize, usize); 4] = [(17, 1056), (67, 2592), (65, 1536), (2, 34048)];
-    const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 35072)];
+    const OF_32: [(usize, usize); 4] = [(17, 1120), (67, 2592), (65, 1536), (2, 17440)];
+    const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 17664)];
+    const BF16_OF_32: [(usize, usize, usize); 2] = [(67, 17, 1120), (35, 67, 288)];
+    const BF16_OF_256: [(usize, usize, usize); 2] = [(67, 17, 1280), (35, 67, 512)];
     const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
-    const TOKENS: [usize; 6] = [1, 2, 3, 8, 9, 67];
+    const TOKENS: [usize; 7] = [1, 2, 3, 4, 8, 9, 67];
     const ONLY_FEW: usize = 8192;
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized());
     let quantized = quantized.map(|&format| (format, if format.block_len() == 32 { OF_32 } else { OF_256 }));
@@ -91,10 +82,9 @@ fn layers() -> Vec<Case> {
         shapes.into_iter().flat_map(of)
     };
     let by_bf16 = Format::ALL.into_iter().filter(|format| format.is_quantized()).flat_map(|format| {
-        let shapes = if format.block_len() == 32 { OF_32 } else { OF_256 };
-        let shapes = shapes.into_iter().filter(|&(_, cols)| cols < ONLY_FEW);
-        shapes.map(move |(rows, cols)| {
-            let case = layer(format, 67, rows, cols);
+        let shapes = if format.block_len() == 32 { BF16_OF_32 } else { BF16_OF_256 };
+        shapes.into_iter().map(move |(tokens, rows, cols)| {
+            let case = layer(format, tokens, rows, cols);
             Case { name: format!("{BF16}{}", case.name), ..case }
         })
     });
@@ -139,6 +129,142 @@ fn fused() -> Vec<Case> {
         cases.push(Case { name, op: Op::FeedForward(activation, None), inputs, weights });
     }
     cases
+}
+
+/// Layers that end at each place of a tile: of tokens and rows, those before the end are in a tensor, and the next is beside it.
+fn ends() -> Vec<Case> {
+    let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
+        let k = format.block_len();
+        let of = move |prefix: &str, tokens: usize| {
+            let case = layer(format, tokens, if tokens.is_multiple_of(2) { 5 } else { 13 }, k);
+            Case { name: format!("{prefix}ends/{}", case.name), ..case }
+        };
+        let tokens = (64..128).filter(|tokens| tokens % 8 < 2);
+        tokens
+            .clone()
+            .map(move |tokens| of("", tokens))
+            .chain(tokens.filter(|&tokens| tokens < 96).map(move |tokens| of(BF16, tokens)))
+    });
+    let dense = [Format::F32, Format::F16, Format::BF16].into_iter().flat_map(|format| {
+        let of = move |end: usize| {
+            let case = layer(format, 9 + end % 4, 8 + end, 24);
+            Case { name: format!("ends/{}", case.name), ..case }
+        };
+        (0..8).map(of)
+    });
+    quantized.chain(dense).collect()
+}
+
+/// The layers of an expert, which end where `layers` and `ends` have others do.
+fn experts() -> Vec<Case> {
+    let mixture = |format: Format, tokens: usize, [k, inner, n]: [usize; 3]| {
+        let name = format!("experts/{format}/t={tokens},k={k},inner={inner},n={n}");
+        let mut rng = Rng::named(&name);
+        let part = |rows, cols| weight(&name, format, rows, cols, false);
+        let weights = vec![part(inner, k), part(inner, k), part(n, inner)];
+        let each = floats([tokens, 1], &rng.bells(tokens));
+        let ids = tensor(&[tokens, 1], DType::I32, vec![0; 4 * tokens]);
+        let inputs = vec![floats([tokens, k], &rng.bells(tokens * k)), ids, each];
+        Case { name, op: Op::Experts(1, Activation::Silu, None), inputs, weights }
+    };
+    let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
+        let len = format.block_len();
+        let long =
+            if len == 32 { [(2, 1120), (1, 17440), (67, 1120)] } else { [(2, 1280), (1, 17664), (67, 1280)] };
+        let ends = (64..128).filter(|tokens| tokens % 8 < 2).map(move |tokens| (tokens, len));
+        let shapes =
+            ends.chain(long).map(move |(tokens, k)| (tokens, [k, len, if tokens % 2 == 0 { 5 } else { 13 }]));
+        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
+    });
+    let dense = [Format::F32, Format::F16, Format::BF16].into_iter().flat_map(|format| {
+        let ends = (0..8).map(|end| (17 + end % 4, [24, 24, 8 + end]));
+        let shapes = ends.chain([(1, [8200, 8, 3]), (3, [1064, 40, 33]), (67, [1064, 72, 67])]);
+        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
+    });
+    quantized.chain(dense).collect()
+}
+
+/// Comparisons of what is often equal.
+fn ties() -> Vec<Case> {
+    let integers = |modulus: usize| integers(&(0..67).map(|i| (i % modulus) as i32).collect::<Vec<_>>());
+    let values = |modulus: usize| floats([67], &(0..67).map(|i| (i % modulus) as f32).collect::<Vec<_>>());
+    let cases = [CompareOp::Lt, CompareOp::Le, CompareOp::Eq].into_iter().flat_map(|op| {
+        [vec![integers(5), integers(3)], vec![values(5), values(3)]].map(|inputs| Case {
+            name: format!("ties/{op:?}/{}", inputs[0].dtype()),
+            op: Op::Compare(op),
+            inputs,
+            weights: Vec::new(),
+        })
+    });
+    cases.collect()
+}
+
+/// Layers whose inputs are quantised as they are computed, one value of each block being all that it has: a result is a block's
+/// scale times an integer, so that every bit of the value shows.
+fn exact() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (format, inner) in [(Format::Q8_0, 1024), (Format::Q4K, 6144)] {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            cases.push(exact_feed_forward(format, inner, activation));
+        }
+    }
+    for (format, len) in
+        [(Format::Q8_0, 2592), (Format::Q4K, 4352), (Format::Q8_0, 8448), (Format::Q4K, 8448)]
+    {
+        cases.push(exact_norm(format, len));
+    }
+    cases
+}
+
+/// Each of 8 tokens takes a column of gate and up as it is.
+fn exact_feed_forward(format: Format, inner: usize, activation: Activation) -> Case {
+    const TOKENS: usize = 8;
+    let name = format!("exact/feed_forward/{activation:?}/{format}");
+    let block_len = format.block_len();
+    let mut one_hot = vec![0.0; TOKENS * TOKENS];
+    one_hot.iter_mut().step_by(TOKENS + 1).for_each(|x| *x = 1.0);
+    let gate: Vec<f32> = Rng::named(&name).bells(inner * TOKENS).iter().map(|x| x * 5.0 - 1.0).collect();
+    let is_own = |row: usize, token: usize| row % block_len == own_place(row / block_len + token, block_len);
+    let up = |i: usize| if is_own(i / TOKENS, i % TOKENS) { [1.0, -0.7][i / TOKENS % 2] } else { 0.0 };
+    let up: Vec<f32> = (0..inner * TOKENS).map(up).collect();
+    let matrix = |values: &[f32]| HostWeight {
+        name: name.clone(),
+        format: Format::F32,
+        shape: vec![inner, TOKENS],
+        bytes: bytemuck::cast_slice(values).to_vec().into(),
+    };
+    let weights = vec![matrix(&gate), matrix(&up), diagonal(&name, format, inner)];
+    let inputs = vec![floats([TOKENS, TOKENS], &one_hot)];
+    Case { name, op: Op::FeedForward(activation, None), inputs, weights }
+}
+
+fn exact_norm(format: Format, len: usize) -> Case {
+    let name = format!("exact/norm/{format}/k={len}");
+    let block_len = format.block_len();
+    let mut rng = Rng::named(&name);
+    let x = floats([2, len], &wide(&mut rng, 2 * len));
+    let weight = rng.bells(len).into_iter().enumerate();
+    let weight =
+        weight.map(|(i, w)| if i % block_len == own_place(i / block_len, block_len) { w } else { 0.0 });
+    let weight = floats([len], &weight.collect::<Vec<_>>());
+    let weights = vec![diagonal(&name, format, len), diagonal(&name, format, len)];
+    Case { name, op: Op::Linears(Some(1e-5)), inputs: vec![x, weight], weights }
+}
+
+/// The place of the only value of a block, which goes through all that a lane has, and through lanes.
+fn own_place(block: usize, block_len: usize) -> usize {
+    (block * 32 + block / 8 * 5) % block_len
+}
+
+/// A row for each block of columns, all else being zeros.
+fn diagonal(name: &str, format: Format, cols: usize) -> HostWeight {
+    let blocks = cols / format.block_len();
+    let mut bytes = vec![0; blocks * blocks * format.block_bytes()];
+    for (row, block) in bytes.chunks_exact_mut(blocks * format.block_bytes()).enumerate() {
+        let own = &mut block[row * format.block_bytes()..][..format.block_bytes()];
+        own.copy_from_slice(&random_blocks(format, 1, format.block_len(), row as u64));
+    }
+    HostWeight { name: name.into(), format, shape: vec![blocks, cols], bytes: bytes.into() }
 }
 
 /// Functions of one value, over so many that a rounding in the middle of them shows.
@@ -226,25 +352,71 @@ fn attention(prefix: &str) -> Vec<Case> {
     let mut cases = Vec::new();
     for head_dim in [16, 48, 64, 96, 128, 160, 192, 256] {
         for (params, batch) in kinds.iter().flat_map(|params| batches.map(|batch| (params, batch))) {
-            cases.push(attention_case(prefix, head_dim, params, batch));
+            cases.push(attention_case(prefix, [6, 2, head_dim], params, batch));
         }
     }
-    // Every key of a tile is the newest and the oldest that some row sees.
-    for head_dim in [64, 128, 256] {
-        for batch in [vec![(0, 168)], (0..168).map(|past| (past, 1)).collect()] {
-            cases.push(attention_case(prefix, head_dim, &params(Some(40), None), &batch));
+    // Tiles enough that the loop which merges them goes around.
+    cases.push(attention_case(prefix, [6, 2, 16], &AttentionParams { scale: 0.5, ..kinds[0] }, &[(1030, 1)]));
+    cases.extend([48, 80, 144].into_iter().flat_map(|head_dim| attention_ends(prefix, head_dim)));
+    cases
+}
+
+/// Every key that a lane has of a tile is the newest and the oldest that some row sees.
+fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
+    let params = |window| AttentionParams { scale: 0.2, window: Some(window), soft_cap: None };
+    // Of eight keys that four lanes have, a pair.
+    let alone = |count: usize| (0..count).filter(|i| matches!(i % 8, 2 | 3)).map(|past| (past, 1)).collect();
+    // More heads of a group than a block of threads has rows.
+    let wide = |heads, batch| attention_case(prefix, [heads, 2, head_dim], &params(3), batch);
+    let mut cases = vec![wide(20, &[(5, 1)]), wide(140, &[(5, 2)])];
+    for batch in [vec![(0, 168)], alone(168)] {
+        cases.push(attention_case(prefix, [1, 1, head_dim], &params(40), &batch));
+    }
+    // Rows see their own key alone. The value of each other key is no number; then all scores are -inf, and what is not seen must
+    // not count all the same.
+    for (batch, kinds) in [(vec![(0, 136)], &["even", "odd", "-inf"][..]), (alone(136), &["-inf"])] {
+        for &kind in kinds {
+            let mut case = attention_case(prefix, [1, 1, head_dim], &params(1), &batch);
+            case.name += kind;
+            let tokens = case.inputs[0].shape()[0];
+            let of = |x: &HostTensor, value: &dyn Fn(usize) -> f32| {
+                let each = x.shape().elements() / tokens;
+                let values = (0..x.shape().elements()).map(|i| value(i / each));
+                let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+                tensor(x.shape().dims(), DType::F32, bytes)
+            };
+            match kind {
+                "-inf" => {
+                    case.inputs[0] = of(&case.inputs[0], &|_| 3e38);
+                    case.inputs[1] = of(&case.inputs[1], &|_| -3e38);
+                }
+                _ => {
+                    let parity = usize::from(kind == "odd");
+                    let value = |token: usize| if token % 2 == parity { f32::NAN } else { token as f32 };
+                    case.inputs[2] = of(&case.inputs[2], &value);
+                }
+            }
+            cases.push(case);
         }
     }
     cases
 }
 
 /// Past and new tokens of each sequence.
-fn attention_case(prefix: &str, head_dim: usize, params: &AttentionParams, batch: &[(usize, usize)]) -> Case {
+fn attention_case(
+    prefix: &str,
+    [heads, kv_heads, head_dim]: [usize; 3],
+    params: &AttentionParams,
+    batch: &[(usize, usize)],
+) -> Case {
     // Pages of each size that a cache may have.
     let (window, new) = (params.window.unwrap_or_default(), batch[0].1);
     let page = [16, 64, 128, 32][(head_dim / 16 + batch.len() + new + window) % 4];
-    let (heads, kv_heads) = (6, 2);
-    let name = format!("{prefix}attention/head_dim={head_dim}/{params:?}/{batch:?}");
+    let batch_name = match batch {
+        [first, .., last] if batch.len() > 8 => format!("{first:?}..{last:?}"),
+        _ => format!("{batch:?}"),
+    };
+    let name = format!("{prefix}attention/{heads}/{kv_heads}/{head_dim}/{params:?}/{batch_name}");
     let rng = &mut Rng::named(&name);
     let longest = batch.iter().map(|(past, new)| past + new).max().unwrap_or_default();
     let pages = longest.div_ceil(page);
@@ -359,7 +531,7 @@ fn rows() -> Vec<Case> {
         let weights = vec![weight(&name, format, 5, 2304, false)];
         Case { name, op: Op::Embedding, inputs: vec![integers(&[4, 0, 2])], weights }
     };
-    let mut cases: Vec<Case> = FORMATS.map(embedding).into();
+    let mut cases: Vec<Case> = Format::ALL.iter().copied().map(embedding).collect();
     for len in [8193, 8452, 8192] {
         let mut rng = Rng::named("rows");
         let (x, weight) = (floats([2, len], &wide(&mut rng, 2 * len)), floats([len], &rng.bells(len)));
@@ -382,17 +554,36 @@ fn wrong_indices() -> Vec<Case> {
     for index in [-1, 3, i32::MAX] {
         let indices = integers(&[1, index]);
         let table = floats([3, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let mut mixed = wrong_expert(index);
+        cases.append(&mut mixed);
         let heads = floats([2, 1, 4], &[1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0]);
         let name = format!("wrong/rope/{index}");
         let inputs = vec![heads, indices.clone(), table.clone(), table];
         cases.push(Case { name, op: Op::Rope, inputs, weights: Vec::new() });
-        cases.extend(FORMATS.map(|format| {
+        cases.extend(Format::ALL.iter().map(|&format| {
             let name = format!("wrong/embedding/{format}/{index}");
             let weights = vec![weight(&name, format, 3, format.block_len().max(8), false)];
             Case { name, op: Op::Embedding, inputs: vec![indices.clone()], weights }
         }));
     }
     cases
+}
+
+/// An expert that there is not, of few pairs and of many.
+fn wrong_expert(index: i32) -> Vec<Case> {
+    let of = |format: Format, tokens: usize| {
+        let name = format!("wrong/experts/{format}/{tokens}/{index}");
+        let len = format.block_len().max(8);
+        let weights = [len, len, 8].map(|rows| weight(&name, format, 3 * rows, len, false)).into();
+        let mut ids = vec![1; tokens];
+        ids[tokens / 2] = index;
+        let ids = tensor(&[tokens, 1], DType::I32, bytemuck::cast_slice(&ids).to_vec());
+        let x = Rng::named(&name).bells(tokens * len);
+        let inputs = vec![floats([tokens, len], &x), ids, floats([tokens, 1], &vec![1.0; tokens])];
+        Case { name, op: Op::Experts(3, Activation::Silu, None), inputs, weights }
+    };
+    let few = Format::ALL.iter().map(|&format| of(format, 2));
+    few.chain([of(Format::Q8_0, 20)]).collect()
 }
 
 /// Values of several magnitudes.

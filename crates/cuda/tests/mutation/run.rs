@@ -20,8 +20,8 @@ use crate::{
     worker,
 };
 
-/// What a mutant that nothing notices may cost, in seconds of cases.
-const SECONDS_MAX: f64 = 1.0;
+/// What a mutant that nothing notices may cost, as a share of the time that all cases take.
+const SHARE_MAX: f64 = 1.0 / 20.0;
 
 /// After so long a worker's answer is not waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -196,12 +196,13 @@ impl Coverage {
         };
         let mut rest: Vec<usize> = (0..self.cases.len()).filter(|index| !first.contains(index)).collect();
         rest.sort_by(|&a, &b| self.cases[a].0.total_cmp(&self.cases[b].0));
+        let most = SHARE_MAX * self.cases.iter().map(|case| case.0).sum::<f64>();
         let mut seconds = 0.0;
         let cases = first.iter().copied().chain(rest).filter(executes);
         let is_affordable = |index: &usize| {
             let is_first = seconds == 0.0;
             seconds += self.cases[*index].0;
-            is_first || seconds < SECONDS_MAX
+            is_first || seconds < most
         };
         cases.take_while(is_affordable).collect()
     }

@@ -253,7 +253,25 @@ impl Operators<'_> {
             // A sum would not notice what is next to 0.
             Operand::F32(0) => Some(("immediate", self.with_operand(at, Operand::F32(1f32.to_bits())))),
             Operand::F32(bits) => Some(("immediate", self.with_operand(at, Operand::F32(bits ^ FLIPPED)))),
+            _ if self.selects_the_same_bits(at) => None,
             _ => self.next_integer(at, "immediate"),
+        }
+    }
+
+    /// Whether a constant that is 1 more selects other bits only where there are none: of a mask those that a shift to the left
+    /// leaves zero, of a field that ends where its register does those beyond.
+    fn selects_the_same_bits(&self, at: usize) -> bool {
+        let integer = |at: usize| self.operand(at).and_then(|operand| self.constant(operand));
+        match (self.parts[0], self.instruction.operands.as_slice()) {
+            ("and", [_, value, Operand::Integer(mask)]) => {
+                let shift = self.uses.writer(value).filter(|writer| writer.opcode.starts_with("shl."));
+                let by = shift.and_then(|shift| self.constant(shift.operands.get(2)?)).unwrap_or(0);
+                (mask ^ mask.wrapping_add(1)).checked_shr(by as u32).unwrap_or(0) == 0
+            }
+            ("bfi", _) if at == 4 => integer(3).zip(integer(4)).is_some_and(|(from, len)| {
+                type_bytes(self.ty()).is_some_and(|bytes| from + len >= 8 * bytes as u64)
+            }),
+            _ => false,
         }
     }
 

@@ -5,21 +5,31 @@ use crate::{
     tensor::check,
 };
 
-/// `x [m, k]` times the transpose of a weight `[n, k]`, as `[m, n]`.
+/// `x [m, k]` times the transpose of a weight `[n, k]`, as `[m, n]`: [`linear_groups`] of one group.
+pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
+    linear_groups(x, weight, 1)
+}
+
+/// `x [groups * m, k]` times the transpose of a weight `[groups * n, k]`, the rows of each group with those of the same group,
+/// as `[groups * m, n]`.
 ///
 /// Float weights: the activation is rounded to the weight's type, then `dot`. Quantised weights: the
 /// activation is quantised in blocks as long as the weight's, integer dots are exact, and each block adds one
 /// term to `dot`:
 /// `(scale * isum) * d`, or `(scale * isum + min * xsum) * d` or `(scale * isum - min_scale * msum) * d` where the format has
 /// a minimum.
-pub fn linear<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>) -> Result<Tensor<B>> {
-    let (rows, cols) = weight.dims();
-    check(x.dims()[1] == cols, "linear", || format!("x {} with weight [{rows}, {cols}]", x.shape()))?;
+pub fn linear_groups<B: Backend>(x: &Tensor<B>, weight: &PlainWeight<B>, groups: usize) -> Result<Tensor<B>> {
+    let ((rows, cols), m) = (weight.dims(), x.dims()[0]);
+    let fits = groups > 0 && rows.is_multiple_of(groups) && m.is_multiple_of(groups);
+    check(fits && x.dims()[1] == cols, "linear", || {
+        format!("x {} with weight [{rows}, {cols}] in {groups} groups", x.shape())
+    })?;
+    let groups = Groups { count: groups, m: m / groups, n: rows / groups };
     match weight {
-        PlainWeight::Dense(weight) => dense(x, weight),
-        PlainWeight::Blocks32 { q, scale, min } => blocks32(x, q, scale, min.as_ref()),
+        PlainWeight::Dense(weight) => dense(x, weight, groups),
+        PlainWeight::Blocks32 { q, scale, min } => blocks32(x, q, scale, min.as_ref(), groups),
         PlainWeight::Blocks256 { q, scale, sub_scale, min } => {
-            blocks256(x, q, scale, sub_scale, min.as_ref())
+            blocks256(x, q, scale, sub_scale, min.as_ref(), groups)
         }
     }
 }
@@ -71,17 +81,54 @@ pub fn quantize_blocks<B: Backend>(x: &Tensor<B>) -> Result<(Tensor<B>, Tensor<B
     Ok((q.cast(DType::I8)?, tiny.select(&zero, &scale)?))
 }
 
+/// Rows of activations and of weights that belong together: `m` and `n` in each of `count` groups.
+#[derive(Clone, Copy)]
+struct Groups {
+    count: usize,
+    m: usize,
+    n: usize,
+}
+
+impl Groups {
+    /// Values of all products of one column or block.
+    fn size(self) -> usize {
+        self.count * self.m * self.n
+    }
+
+    /// A value of each row of the weight `[b, count * n]`, for every row of its group's activations: `[b, count * m, n]`.
+    fn spread<B: Backend>(self, of_rows: &Tensor<B>) -> Result<Tensor<B>> {
+        if self.count == 1 {
+            return of_rows.repeat(1, self.m);
+        }
+        let b = of_rows.dims()[0];
+        let spread = of_rows.reshape([b * self.count, self.n])?.repeat(1, self.m)?;
+        spread.reshape([b, self.count * self.m, self.n])
+    }
+
+    /// Exact products of blocks `[b, count * m, len]` and `[b, count * n, len]`: i32 `[b, count * m, n]`.
+    fn products<B: Backend>(self, xq: &Tensor<B>, wq: &Tensor<B>) -> Result<Tensor<B>> {
+        if self.count == 1 {
+            return xq.matmul_exact(wq);
+        }
+        let (b, len) = (xq.dims()[0], xq.dims()[2]);
+        let xq = xq.reshape([b * self.count, self.m, len])?;
+        let wq = wq.reshape([b * self.count, self.n, len])?;
+        xq.matmul_exact(&wq)?.reshape([b, self.count * self.m, self.n])
+    }
+}
+
 /// `dot` over float weights, whose terms are products of columns of both operands.
-fn dense<B: Backend>(x: &Tensor<B>, weight: &Tensor<B>) -> Result<Tensor<B>> {
-    let (m, n, k) = (x.dims()[0], weight.dims()[0], x.dims()[1]);
+fn dense<B: Backend>(x: &Tensor<B>, weight: &Tensor<B>, groups: Groups) -> Result<Tensor<B>> {
+    let k = x.dims()[1];
     let x = without_tiny(&x.cast(weight.dtype())?.cast(DType::F32)?)?.permute(&[1, 0])?;
     let w = without_tiny(&weight.cast(DType::F32)?)?.permute(&[1, 0])?;
-    add_in_order(k, 1, m * n, |columns| {
-        x.narrow(0, columns.clone())?.repeat(2, n)?.mul(&w.narrow(0, columns)?.repeat(1, m)?)
+    add_in_order(k, 1, groups.size(), |columns| {
+        x.narrow(0, columns.clone())?.repeat(2, groups.n)?.mul(&groups.spread(&w.narrow(0, columns)?)?)
     })
 }
 
-fn without_tiny<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
+/// `x` with +0 for what is below [`TINY`] in magnitude.
+pub(super) fn without_tiny<B: Backend>(x: &Tensor<B>) -> Result<Tensor<B>> {
     x.unary(UnaryOp::Abs)?.compare_scalar(CompareOp::Lt, TINY)?.select(&x.filled(0.0)?, x)
 }
 
@@ -90,20 +137,20 @@ fn blocks32<B: Backend>(
     q: &Tensor<B>,
     scale: &Tensor<B>,
     min: Option<&Tensor<B>>,
+    groups: Groups,
 ) -> Result<Tensor<B>> {
-    let (m, n) = (x.dims()[0], q.dims()[0]);
     let (xq, d) = activation_blocks(x, 32)?;
     let wq = block_major(q, 32)?;
     let (scale, min) = (columns(scale)?, min.map(columns).transpose()?);
-    add_in_order(x.dims()[1] / 32, 32, m * n, |blocks| {
+    add_in_order(x.dims()[1] / 32, 32, groups.size(), |blocks| {
         let of = |x: &Tensor<B>| x.narrow(0, blocks.clone());
-        let isum = of(&xq)?.matmul_exact(&of(&wq)?)?.cast(DType::F32)?;
-        let mut sum = of(&scale)?.repeat(1, m)?.mul(&isum)?;
+        let isum = groups.products(&of(&xq)?, &of(&wq)?)?.cast(DType::F32)?;
+        let mut sum = groups.spread(&of(&scale)?)?.mul(&isum)?;
         if let Some(min) = &min {
-            let xsum = value_sums(&of(&xq)?)?.cast(DType::F32)?.repeat(2, n)?;
-            sum = sum.add(&of(min)?.repeat(1, m)?.mul(&xsum)?)?;
+            let xsum = value_sums(&of(&xq)?)?.cast(DType::F32)?.repeat(2, groups.n)?;
+            sum = sum.add(&groups.spread(&of(min)?)?.mul(&xsum)?)?;
         }
-        sum.mul(&of(&d)?.repeat(2, n)?)
+        sum.mul(&of(&d)?.repeat(2, groups.n)?)
     })
 }
 
@@ -113,8 +160,9 @@ fn blocks256<B: Backend>(
     scale: &Tensor<B>,
     sub_scale: &Tensor<B>,
     min: Option<&(Tensor<B>, Tensor<B>)>,
+    groups: Groups,
 ) -> Result<Tensor<B>> {
-    let (m, n, k) = (x.dims()[0], q.dims()[0], x.dims()[1]);
+    let (m, k) = (x.dims()[0], x.dims()[1]);
     let subs = 256 * sub_scale.dims()[1] / k.max(1);
     let sub_len = 256 / subs.max(1);
     let (xq, d) = activation_blocks(x, 256)?;
@@ -123,24 +171,24 @@ fn blocks256<B: Backend>(
     let integers = |x: &Tensor<B>| columns(&x.cast(DType::I32)?);
     let (scale, sub_scale) = (columns(scale)?, integers(sub_scale)?);
     let min = min.map(|(min, sub)| columns(min).and_then(|min| Ok((min, integers(sub)?)))).transpose()?;
-    add_in_order(k / 256, 256, m * n * subs, |blocks| {
+    add_in_order(k / 256, 256, groups.size() * subs, |blocks| {
         let of = |x: &Tensor<B>| x.narrow(0, blocks.clone());
         let of_subs = |x: &Tensor<B>| x.narrow(0, blocks.start * subs..blocks.end * subs);
         // Exact sums of what each part of a block contributes.
         let add_subs = |parts: Tensor<B>| {
-            let parts = parts.reshape([blocks.len(), subs, m, n])?;
-            let sum = Tensor::full(parts.backend(), [blocks.len(), m, n], 0)?;
+            let parts = parts.reshape([blocks.len(), subs, m, groups.n])?;
+            let sum = Tensor::full(parts.backend(), [blocks.len(), m, groups.n], 0)?;
             (0..subs).try_fold(sum, |sum, sub| sum.add(&parts.at(1, sub)?))?.cast(DType::F32)
         };
-        let factor = of_subs(&sub_scale)?.repeat(1, m)?;
-        let isum = add_subs(of_subs(&xq)?.matmul_exact(&of_subs(&wq)?)?.mul(&factor)?)?;
-        let mut sum = of(&scale)?.repeat(1, m)?.mul(&isum)?;
+        let factor = groups.spread(&of_subs(&sub_scale)?)?;
+        let isum = add_subs(groups.products(&of_subs(&xq)?, &of_subs(&wq)?)?.mul(&factor)?)?;
+        let mut sum = groups.spread(&of(&scale)?)?.mul(&isum)?;
         if let Some((min, sub_min)) = &min {
-            let xsum = value_sums(&of_subs(&xq)?)?.repeat(2, n)?;
-            let msum = add_subs(xsum.mul(&of_subs(sub_min)?.repeat(1, m)?)?)?;
-            sum = sum.sub(&of(min)?.repeat(1, m)?.mul(&msum)?)?;
+            let xsum = value_sums(&of_subs(&xq)?)?.repeat(2, groups.n)?;
+            let msum = add_subs(xsum.mul(&groups.spread(&of_subs(sub_min)?)?)?)?;
+            sum = sum.sub(&groups.spread(&of(min)?)?.mul(&msum)?)?;
         }
-        sum.mul(&of(&d)?.repeat(2, n)?)
+        sum.mul(&of(&d)?.repeat(2, groups.n)?)
     })
 }
 

@@ -6,6 +6,7 @@
 //! Every f32 operation here is one correctly rounded IEEE 754 operation; none may be contracted or reordered.
 
 mod attention;
+mod experts;
 mod linear;
 mod math;
 mod norm;
@@ -14,7 +15,8 @@ mod rope;
 mod top_k;
 
 pub use attention::{attention, quantize_heads, store_kv};
-pub use linear::{embedding, feed_forward, linear, quantize_blocks};
+pub use experts::{experts, route};
+pub use linear::{embedding, feed_forward, linear, linear_groups, quantize_blocks};
 pub use math::{activate, exp, glu, sigmoid, soft_cap, tanh};
 pub use norm::{layer_norm, rms_norm, softmax};
 pub use reduce::{add_in_order, sum_last};
