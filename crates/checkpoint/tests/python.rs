@@ -121,7 +121,10 @@ fn what_is_not_supported_is_refused_by_name() {
         (r#"{"model_type":"qwen3_moe","decoder_sparse_step":2}"#, &["decoder_sparse_step", "2"]),
         (r#"{"model_type":"qwen3_moe","mlp_only_layers":[0]}"#, &["mlp_only_layers", "[0]"]),
         (r#"{"model_type":"qwen3_moe","num_experts_per_tok":200}"#, &["num_experts_per_tok", "200"]),
-        (r#"{"model_type":"qwen3_moe","shared_expert_intermediate_size":64}"#, &["shared_expert_intermediate_size"]),
+        (
+            r#"{"model_type":"qwen3_moe","shared_expert_intermediate_size":64}"#,
+            &["shared_expert_intermediate_size"],
+        ),
         (r#"{"model_type":"mixtral","router_jitter_noise":0.1}"#, &["router_jitter_noise", "0.1"]),
         (r#"{"model_type":"olmoe","clip_qkv":8.0}"#, &["clip_qkv"]),
         (r#"{"hidden_size":8}"#, &["model_type", "missing"]),
