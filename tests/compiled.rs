@@ -260,10 +260,10 @@ fn sharing(ranks: usize) -> PjrtDevice {
 }
 
 /// Heads that are split, heads that are shared by two ranks or by four, an output layer of its own and one that is the
-/// embedding, plain and in blocks.
+/// embedding, plain and in blocks, and experts.
 #[test]
 fn devices_that_share_layers_change_no_bit() {
-    let models = [("mistral", 2), ("llama3", 4), ("gguf/wide.mixed256.gguf", 2)];
+    let models = [("mistral", 2), ("llama3", 4), ("gguf/wide.mixed256.gguf", 2), ("qwen3_moe", 2)];
     for (name, ranks) in models {
         let checkpoint = tiny(name);
         let plan = crowded(&checkpoint);
@@ -314,11 +314,14 @@ fn biases_are_split_as_their_rows_are() {
 }
 
 #[test]
-fn heads_that_cannot_be_shared_are_refused() {
-    let checkpoint = tiny("qwen2");
-    let (config, plan) = (small(), plan(&checkpoint));
-    let weights = &*checkpoint.weights;
-    let loaded = CompiledRunner::load(sharing(2), &checkpoint.config, weights, &config, &plan, &|_| {});
-    let error = loaded.err().expect("three heads on two devices").to_string();
-    assert!(error.contains("num_attention_heads") && error.contains('3'), "{error}");
+fn what_cannot_be_shared_is_refused() {
+    for (name, says) in [("qwen2", ["num_attention_heads", "3"]), ("olmoe", ["olmoe", "norms of the whole"])]
+    {
+        let checkpoint = tiny(name);
+        let (config, plan) = (small(), plan(&checkpoint));
+        let weights = &*checkpoint.weights;
+        let loaded = CompiledRunner::load(sharing(2), &checkpoint.config, weights, &config, &plan, &|_| {});
+        let error = loaded.err().expect(name).to_string();
+        assert!(says.iter().all(|part| error.contains(part)), "{error}");
+    }
 }

@@ -34,9 +34,6 @@ pub(crate) fn tiny(name: &str) -> Checkpoint {
 pub(crate) const NAMES: [&str; 10] =
     ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "olmoe", "gemma2", "gemma3"];
 
-/// Those of them with experts.
-pub(crate) const WITH_EXPERTS: [&str; 3] = ["qwen3_moe", "mixtral", "olmoe"];
-
 /// Quantised ones, which hold every block format between them.
 pub(crate) const GGUF: [&str; 6] = [
     "gguf/llama.Q8_0.gguf",

@@ -16,12 +16,15 @@ fn open(name: &str) -> Checkpoint {
 }
 
 /// A model in both kinds of file, whose weights are the same numbers.
-const PAIRS: [(&str, &str); 7] = [
+const PAIRS: [(&str, &str); 10] = [
     ("llama", "gguf/llama.F16.gguf"),
     ("llama3", "gguf/llama3.BF16.gguf"),
     ("mistral", "gguf/mistral.BF16.gguf"),
     ("qwen2", "gguf/qwen2.F32.gguf"),
     ("qwen3", "gguf/qwen3.BF16.gguf"),
+    ("qwen3_moe", "gguf/qwen3_moe.BF16.gguf"),
+    ("mixtral", "gguf/mixtral.BF16.gguf"),
+    ("olmoe", "gguf/olmoe.BF16.gguf"),
     ("gemma2", "gguf/gemma2.BF16.gguf"),
     ("gemma3", "gguf/gemma3.BF16.gguf"),
 ];
@@ -90,6 +93,26 @@ fn what_a_directory_states_arrives() {
     let qwen2 = open("qwen2");
     assert_eq!(qwen2.files.len(), 2);
     assert!(qwen2.config.attention_bias && !qwen2.config.attention_output_bias);
+}
+
+#[test]
+fn experts_are_stacked_in_their_order() {
+    let model = open("mixtral");
+    let experts = model.config.experts.unwrap();
+    assert_eq!((experts.num_experts, experts.num_experts_per_tok, experts.norm_topk_prob), (5, 2, true));
+    let file = std::fs::read(&model.files[0]).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    for (ours, theirs) in [("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")] {
+        let stacked = model.weights.get(&format!("model.layers.1.mlp.experts.{ours}.weight")).unwrap();
+        let parts = (0..5).flat_map(|expert| {
+            let name = format!("model.layers.1.block_sparse_moe.experts.{expert}.{theirs}.weight");
+            tensors.tensor(&name).unwrap().data().to_vec()
+        });
+        assert_eq!((stacked.shape[0], &*stacked.bytes), (5, parts.collect::<Vec<_>>().as_slice()), "{ours}");
+    }
+    let qwen3 = open("qwen3_moe").config;
+    assert_eq!((qwen3.intermediate_size, qwen3.experts.unwrap().num_experts), (32, 8));
+    assert!(!open("olmoe").config.experts.unwrap().norm_topk_prob);
 }
 
 #[test]

@@ -30,6 +30,9 @@ fn in_terms_of_transformers(config: &Config) -> Json {
         "head_dim": config.head_dim,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
+        "num_experts": config.experts.map(|experts| experts.num_experts),
+        "num_experts_per_tok": config.experts.map(|experts| experts.num_experts_per_tok),
+        "norm_topk_prob": config.experts.map(|experts| experts.norm_topk_prob),
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
@@ -113,7 +116,17 @@ fn configs_mean_what_transformers_reads_from_them() {
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
     for (config, says) in [
-        (r#"{"model_type":"mixtral"}"#, &["model_type", "mixtral", "qwen3"][..]),
+        (r#"{"model_type":"grok"}"#, &["model_type", "grok", "qwen3_moe"][..]),
+        (r#"{"model_type":"llama","num_local_experts":4}"#, &["num_local_experts", "4"]),
+        (r#"{"model_type":"qwen3_moe","decoder_sparse_step":2}"#, &["decoder_sparse_step", "2"]),
+        (r#"{"model_type":"qwen3_moe","mlp_only_layers":[0]}"#, &["mlp_only_layers", "[0]"]),
+        (r#"{"model_type":"qwen3_moe","num_experts_per_tok":200}"#, &["num_experts_per_tok", "200"]),
+        (
+            r#"{"model_type":"qwen3_moe","shared_expert_intermediate_size":64}"#,
+            &["shared_expert_intermediate_size"],
+        ),
+        (r#"{"model_type":"mixtral","router_jitter_noise":0.1}"#, &["router_jitter_noise", "0.1"]),
+        (r#"{"model_type":"olmoe","clip_qkv":8.0}"#, &["clip_qkv"]),
         (r#"{"hidden_size":8}"#, &["model_type", "missing"]),
         (r#"[]"#, &["an object"]),
         (

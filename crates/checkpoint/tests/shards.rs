@@ -86,6 +86,45 @@ fn types_and_tensors_that_are_not_supported_are_named() {
     }
 }
 
+/// The model of experts, with its one file changed.
+fn weights_with_experts(change: impl FnOnce(&mut Vec<u8>)) -> Checkpoint {
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("olmoe").join(file), directory.path().join(file)).unwrap();
+    }
+    let path = directory.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    change(&mut bytes);
+    fs::write(&path, bytes).unwrap();
+    Checkpoint::open(directory.path()).unwrap()
+}
+
+/// Replaces text of the header by as much other text.
+fn replace(bytes: &mut [u8], from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+}
+
+#[test]
+fn experts_that_are_missing_or_differ_are_named() {
+    let name = "model.layers.0.mlp.experts.up_proj.weight";
+    let missing = weights_with_experts(|bytes| {
+        let tensor = "model.layers.0.mlp.experts.5.up_proj.weight";
+        replace(bytes, tensor, &format!("vision_tower.{}", "x".repeat(tensor.len() - 13)));
+    });
+    for error in [missing.weights.get(name).err(), missing.weights.layout(name).err()] {
+        let error = error.unwrap().to_string();
+        assert!(error.contains(name) && error.contains("expert 5 is missing"), "{error}");
+    }
+    let differs = weights_with_experts(|bytes| {
+        let info = r#""model.layers.0.mlp.experts.3.up_proj.weight":{"dtype":"BF16","shape":[32,64]"#;
+        replace(bytes, info, &info.replace("[32,64]", "[64,32]"));
+    });
+    let error = differs.weights.get(name).unwrap_err().to_string();
+    assert!(error.contains("expert 3 is BF16 [64, 32]"), "{error}");
+}
+
 #[test]
 fn tables_and_vision_parts_are_passed_over() {
     for name in [

@@ -5,8 +5,9 @@ use std::ops::Range;
 use samebits_conformance::{Case, Group, Skip, Subject, check_group};
 use samebits_cpu::{Buffer, Host};
 use samebits_tensor::{
-    AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error, Format,
-    HostTensor, HostWeight, KvCache, PlainWeight, Result, Scalar, Shape, Tensor, UnaryOp, Weight, decompose,
+    AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error, Experts,
+    Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, Routes, Routing, Scalar, Shape,
+    Tensor, UnaryOp, Weight, decompose,
 };
 
 /// The reference with one mistake.
@@ -21,6 +22,9 @@ enum Faulty {
     QuantisesWithoutFloor,
     ContractsProducts,
     LinearRowsDependOnTheBatch,
+    TiesGoToTheLast,
+    ExpertsAddByNumber,
+    ExpertsKeepTinyWeights,
     AttentionSeesOneKeyMore,
     AttentionTilesFollowTheWindow,
 }
@@ -40,6 +44,9 @@ fn every_mistake_is_found() {
         (Faulty::ContractsProducts, Group::LinearDense),
         (Faulty::ContractsProducts, Group::Rope),
         (Faulty::LinearRowsDependOnTheBatch, Group::BatchInvariance),
+        (Faulty::TiesGoToTheLast, Group::Route),
+        (Faulty::ExpertsAddByNumber, Group::Experts),
+        (Faulty::ExpertsKeepTinyWeights, Group::Experts),
         (Faulty::AttentionSeesOneKeyMore, Group::Attention),
         (Faulty::AttentionSeesOneKeyMore, Group::PaddingInvariance),
         (Faulty::AttentionTilesFollowTheWindow, Group::Attention),
@@ -246,6 +253,43 @@ impl Backend for Faulty {
             }
             (_, plain) => decompose::linear(x, plain),
         }
+    }
+    fn route(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
+        let mut routes = decompose::route(logits, routing)?;
+        if *self == Faulty::TiesGoToTheLast {
+            let n = logits.dims()[1];
+            let (logits, mut ids) = (logits.to_vec::<f32>()?, routes.experts.to_vec::<i32>()?);
+            for (row, ids) in logits.chunks_exact(n).zip(ids.chunks_exact_mut(routing.top_k)) {
+                let last = ids[0] as usize;
+                let equal = (0..n).rev().find(|&other| row[other] == row[last]);
+                ids[0] = equal.map_or(ids[0], |equal| equal as i32);
+            }
+            routes.experts = Tensor::of(self, routes.experts.shape(), &ids)?;
+        }
+        Ok(routes)
+    }
+    fn experts(
+        &self,
+        x: Input<'_, Self>,
+        layer: Experts<'_, Self>,
+        routes: &Routes<Self>,
+    ) -> Result<Tensor<Self>> {
+        let (shape, top_k) = (routes.experts.shape(), routes.experts.dims()[1]);
+        let (ids, weights) = (routes.experts.to_vec::<i32>()?, routes.weights.to_vec::<f32>()?);
+        let mut choices: Vec<(i32, f32)> = ids.into_iter().zip(weights).collect();
+        match self {
+            Faulty::ExpertsAddByNumber => choices.chunks_mut(top_k).for_each(|choices| {
+                choices.sort_by_key(|choice| choice.0);
+            }),
+            Faulty::ExpertsKeepTinyWeights => {
+                choices.iter_mut().for_each(|choice| choice.1 = choice.1.max(1e-14))
+            }
+            _ => {}
+        }
+        let (ids, weights): (Vec<_>, Vec<_>) = choices.into_iter().unzip();
+        let routes =
+            Routes { experts: Tensor::of(self, shape, &ids)?, weights: Tensor::of(self, shape, &weights)? };
+        decompose::experts(x, layer, &routes)
     }
     fn rms_norm(&self, x: &Tensor<Self>, weight: &Tensor<Self>, eps: f32) -> Result<Tensor<Self>> {
         if *self != Faulty::SumsInOrder {

@@ -8,8 +8,8 @@ use std::{hint::black_box, time::Duration};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use samebits_cpu::Cpu;
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, FeedForward, Format, HostWeight, Input, KvCache, KvShape,
-    Tensor, Weight, testing::random_blocks,
+    Activation, AttentionBatch, AttentionParams, Experts, FeedForward, Format, HostWeight, Input, KvCache,
+    KvShape, Routes, Tensor, Weight, testing::random_blocks,
 };
 
 const FORMATS: [Format; 15] = Format::ALL;
@@ -186,6 +186,42 @@ fn feed_forward(c: &mut Criterion) {
     }
 }
 
+/// 64 experts of the size of OLMoE's, of which each token has 8: bytes of weights that are read for one token, and operations of
+/// more. Steps take turns, so that one token's experts are not in a cache from the step before.
+fn experts(c: &mut Criterion) {
+    let cpu = cpu();
+    let (count, top_k, hidden, inner) = (64, 8, 2048, 1024);
+    let mut group = c.benchmark_group("experts");
+    for format in [Format::Q4_0, Format::Q4K, Format::BF16] {
+        let [gate, up] = [(); 2].map(|()| weight(&cpu, format, count * inner, hidden));
+        let down = weight(&cpu, format, count * hidden, inner);
+        let layer = Experts { gate: &gate, up: &up, down: &down, count, activation: Activation::Silu };
+        let bytes: usize = [&gate, &up, &down].iter().map(|weight| weight.packed().bytes()).sum();
+        for t in [1, 8, 512] {
+            let x = values(&cpu, &[t, hidden]);
+            let routes: Vec<_> = (0..8).map(|turn| routes(&cpu, t, top_k, count, turn)).collect();
+            group.throughput(match t {
+                1 => Throughput::Bytes((bytes / count * top_k) as u64),
+                _ => Throughput::Elements((6 * t * top_k * hidden * inner) as u64),
+            });
+            let mut turns = routes.iter().cycle();
+            group.bench_function(BenchmarkId::new(format.name(), format!("{t}x{top_k}of{count}")), |b| {
+                b.iter(|| Input::from(black_box(&x)).experts(layer, turns.next().expect("routes")));
+            });
+        }
+    }
+}
+
+/// Every expert is as busy as the others.
+fn routes(cpu: &Cpu, t: usize, top_k: usize, count: usize, turn: usize) -> Routes<Cpu> {
+    let ids: Vec<i32> = (0..t * top_k).map(|i| ((i + turn * top_k) * 29 % count) as i32).collect();
+    let weights = vec![1.0 / top_k as f32; ids.len()];
+    Routes {
+        experts: Tensor::of(cpu, [t, top_k], &ids).expect("experts"),
+        weights: Tensor::of(cpu, [t, top_k], &weights).expect("weights"),
+    }
+}
+
 fn rows(c: &mut Criterion) {
     let cpu = cpu();
     let mut group = c.benchmark_group("rows");
@@ -211,6 +247,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    targets = bandwidth, matvec, matmul, feed_forward, attention, rows
+    targets = bandwidth, matvec, matmul, feed_forward, experts, attention, rows
 }
 criterion_main!(benches);

@@ -306,6 +306,12 @@ fn changed_rank() -> Vec<u8> {
 fn config_attacks() -> Vec<Attack> {
     let with = |key: &str, code: u32, value: Vec<u8>| changed(|w| w.set(key, code, value));
     let u32_ = |key: &str, value: u32| with(&format!("llama.{key}"), 4, value.to_le_bytes().into());
+    let experts = |count: u32, used: u32| {
+        changed(|w| {
+            w.set("llama.expert_count", 4, count.to_le_bytes().into());
+            w.set("llama.expert_used_count", 4, used.to_le_bytes().into());
+        })
+    };
     vec![
         attack("no-architecture", changed(|w| drop(w.keys.remove(0))), &["general.architecture", "missing"]),
         attack("bert", with("general.architecture", 8, string(b"bert")), &["\"bert\"", "llama"]),
@@ -323,7 +329,20 @@ fn config_attacks() -> Vec<Attack> {
             &["llama.block_count"],
         ),
         attack("missing-layers", u32_("block_count", 0), &["num_hidden_layers"]),
-        attack("experts", u32_("expert_count", 8), &["llama.expert_count", "8"]),
+        attack("experts-without-choices", u32_("expert_count", 8), &["llama.expert_used_count", "missing"]),
+        attack("choices-without-experts", u32_("expert_used_count", 2), &["llama.expert_used_count", "2"]),
+        attack("too-many-experts", experts(u32::MAX, 2), &["num_experts", "4294967295"]),
+        attack("more-choices-than-experts", experts(4, 5), &["num_experts_per_tok", "5"]),
+        attack("experts-without-tensors", experts(4, 2), &["blk.0.ffn_gate.weight", "mixtral"]),
+        attack(
+            "sigmoid-experts",
+            changed(|w| {
+                w.set("llama.expert_count", 4, 4u32.to_le_bytes().into());
+                w.set("llama.expert_gating_func", 4, 2u32.to_le_bytes().into());
+            }),
+            &["expert_gating_func", "2"],
+        ),
+        attack("shared-experts", u32_("expert_shared_count", 1), &["expert_shared_count", "1"]),
         attack("partial-rotary", u32_("rope.dimension_count", 2), &["llama.rope.dimension_count"]),
         attack("unknown-key", u32_("swin_norm", 1), &["llama.swin_norm", "not known"]),
         attack(

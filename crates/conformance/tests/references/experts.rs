@@ -1,8 +1,11 @@
 //! Mixtures of experts: the choice against f64, and what experts make of a token against the feed-forward layer of each.
 
 use samebits_conformance::{Case, Group, Op};
-use samebits_cpu::Host;
-use samebits_tensor::{Activation, FeedForward, Input, Result, Tensor, Weight, contract::TINY};
+use samebits_cpu::{Cpu, Host};
+use samebits_tensor::{
+    Activation, Backend, Experts, FeedForward, Format, HostWeight, Input, Result, Routes, Routing, Tensor,
+    Weight, contract::TINY, testing::random_blocks,
+};
 
 use crate::{f32s, f64s, indices, results};
 
@@ -118,4 +121,45 @@ fn expert_of(
     let norm = case.inputs.get(3).map(|norm| Tensor::upload(&Host, norm)).transpose()?;
     let input = Input { x: &x, norm: norm.as_ref().zip(eps) };
     input.feed_forward(FeedForward { gate: &gate, up: &up, down: &down, activation })?.to_vec()
+}
+
+/// Of two experts with 32 channels inside, which map 32 channels to as many.
+fn two_experts<B: Backend>(backend: &B, count: usize, ids: &[i32], top_k: usize) -> Result<Tensor<B>> {
+    let format = Format::Q8_0;
+    let bytes = random_blocks(format, 64, 32, 1).into();
+    let weight = Weight::pack(backend, &HostWeight { name: "w".into(), format, shape: vec![64, 32], bytes })?;
+    let (gate, up, down) = (&weight, &weight, &weight);
+    let layer = Experts { gate, up, down, count, activation: Activation::Silu };
+    let t = ids.len() / top_k;
+    let routes = Routes {
+        experts: Tensor::of(backend, [t, top_k], ids)?,
+        weights: Tensor::of(backend, [t, top_k], &vec![0.5; ids.len()])?,
+    };
+    Input::from(&Tensor::of(backend, [1, 32], &[1.0f32; 32])?).experts(layer, &routes)
+}
+
+fn what_does_not_fit_is_refused_by<B: Backend>(backend: &B) {
+    let error = |result: Result<Tensor<B>>| result.err().expect("an error").to_string();
+    two_experts(backend, 2, &[1, 0], 2).expect("experts");
+    for outside in [2, -1, i32::MIN] {
+        for top_k in [1, 2, 3] {
+            let ids: Vec<i32> = (0..top_k).map(|choice| if choice == 0 { outside } else { 1 }).collect();
+            let error = error(two_experts(backend, 2, &ids, top_k as usize));
+            assert!(error.contains("is outside of 0.."), "{outside} of {top_k}: {error}");
+        }
+    }
+    assert!(error(two_experts(backend, 3, &[0], 1)).contains("3 experts, gate of 64 rows"));
+    assert!(error(two_experts(backend, 0, &[0], 1)).contains("0 experts"));
+    assert!(error(two_experts(backend, 2, &[0, 1], 1)).contains("experts [2, 1]"));
+    let logits = Tensor::of(backend, [1, 3], &[0.0f32; 3]).expect("logits");
+    for top_k in [0, 4] {
+        let error = logits.route(Routing { top_k, normalize: true }).err().expect("an error").to_string();
+        assert!(error.contains(&format!("{top_k} of the experts")), "{error}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    what_does_not_fit_is_refused_by(&Host);
+    what_does_not_fit_is_refused_by(&Cpu::new().expect("a CPU"));
 }
