@@ -51,6 +51,8 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) fallback: FallbackArgs,
     /// What to continue; read from standard input if it is - or left out.
     pub(crate) prompt: Option<String>,
     /// Take the prompt as plain text, without the model's chat template.
@@ -70,6 +72,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) fallback: FallbackArgs,
     /// System message.
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
@@ -248,6 +252,14 @@ pub(crate) enum NumericsArg {
     Fast,
 }
 
+#[derive(clap::Args)]
+pub(crate) struct FallbackArgs {
+    /// Where to run if the device cannot be opened or has too little memory, with a warning; may be given several times. Without it
+    /// that is an error.
+    #[arg(long, value_name = "DEVICE", help_heading = "Device")]
+    pub(crate) fallback: Vec<String>,
+}
+
 /// For the device `neuron`; docs/neuron.md has more.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Neuron")]
@@ -353,6 +365,13 @@ impl DeviceArgs {
         };
         let cuda = CudaOptions { numerics, ..CudaOptions::default() };
         Ok((device, DeviceOptions { cpu, cuda, neuron }))
+    }
+}
+
+impl FallbackArgs {
+    /// Devices to be tried in turn.
+    pub(crate) fn after(&self, builder: Builder) -> anyhow::Result<Builder> {
+        self.fallback.iter().try_fold(builder, |builder, name| Ok(builder.fallback(name.parse()?)))
     }
 }
 

@@ -13,7 +13,7 @@ const HELP: &str =
     "/reset starts over, /stats shows the engine's counts, /exit ends; anything else is said to the model.";
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<()> {
-    let model = output::open(args.model.builder()?)?;
+    let model = output::open(args.fallback.after(args.model.builder()?)?)?;
     if !model.has_chat_template() {
         bail!(
             "{} has no chat template; give one with --chat-template, or use `samebits run --raw`",

@@ -14,10 +14,15 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// What is logged unless `RUST_LOG` says otherwise.
+const LEVELS: &str = "error,samebits=warn";
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVELS)))
+        .without_time()
         .with_writer(std::io::stderr)
         .init();
     let result = match Args::parse().command {

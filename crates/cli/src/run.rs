@@ -22,7 +22,7 @@ pub(crate) struct Answer {
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let text = prompt_text(args)?;
     let start = Instant::now();
-    let model = output::open(args.model.builder()?)?;
+    let model = output::open(args.fallback.after(args.model.builder()?)?)?;
     let loaded = start.elapsed();
     let prompt = prompt(args, &model, text);
     let params = args.sampling.params();

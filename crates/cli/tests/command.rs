@@ -48,6 +48,25 @@ fn run_prints_the_same_text_as_its_json() {
 }
 
 #[test]
+fn another_device_serves_where_it_is_told_to() {
+    let (model, rest) = (tiny("llama"), ["--raw", "Alice was", "-n", "5"]);
+    let args: Vec<&str> = ["run", &model].into_iter().chain(rest).collect();
+    let expected = stdout(&samebits(&args));
+    let told =
+        samebits(&[&args[..], &["--device", "cuda", "--fallback", "neuron", "--fallback", "cpu"]].concat());
+    assert_eq!(stdout(&told), expected);
+    let warning = String::from_utf8_lossy(&told.stderr);
+    assert!(warning.contains("cuda:0 cannot serve") && warning.contains("falling back to cpu"), "{warning}");
+    let untold = refusal(&[&args[..], &["--device", "cuda"]].concat());
+    assert!(untold.contains("CUDA"), "{untold}");
+    // What is wrong with the model or the request is no reason to try another device.
+    let wrong = refusal(&["run", "no-such-model", "x", "--device", "reference", "--fallback", "cpu"]);
+    assert!(wrong.contains("no-such-model") && !wrong.contains("falling back"), "{wrong}");
+    let fast = refusal(&[&args[..], &["--numerics", "fast"]].concat());
+    assert!(fast.contains("the device cpu computes exactly"), "{fast}");
+}
+
+#[test]
 fn plan_adds_up() {
     let plan = json(&["plan", &tiny("gguf/llama.Q4_0.gguf"), "--json", "--max-model-len", "64"]);
     let parts =

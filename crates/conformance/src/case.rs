@@ -1,7 +1,9 @@
 use std::ops::Range;
 
 use samebits_tensor::{
-    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, Experts, FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight,
+    Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, CompareOp, DType, Error, Experts,
+    FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, KvShape, PlainWeight, Result, RopeTable,
+    Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight,
 };
 
 /// One operation with its operands.

@@ -7,7 +7,8 @@ use samebits_kernels::{
 };
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Bytes, Capabilities, CompareOp, DType,
-    Error, Experts, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight, contract,
+    Error, Experts, FeedForward, Format, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result,
+    RopeTable, Routes, Routing, Scalar, Shape, Tensor, UnaryOp, Weight, contract,
 };
 
 use crate::{

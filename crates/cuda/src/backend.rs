@@ -3,7 +3,8 @@ use std::ops::Range;
 use bytemuck::bytes_of;
 use samebits_tensor::{
     Activation, AttentionBatch, AttentionParams, Backend, BinaryOp, Capabilities, CompareOp, DType, Error,
-    Experts, FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
+    Experts, FeedForward, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable,
+    Routes, Routing, Scalar, Shape, StepInput, StepKey, Tensor, UnaryOp, Weight,
 };
 
 use crate::{Buffer, Cuda, PackedWeight};

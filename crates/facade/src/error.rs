@@ -1,3 +1,5 @@
+use samebits_runner::PlanError;
+
 use crate::{Device, ServiceError};
 
 /// Why a model could not be opened or a request not served.
@@ -100,4 +102,15 @@ pub enum Error {
     /// The request failed while it ran.
     #[error(transparent)]
     Request(#[from] samebits_engine::RequestError),
+}
+
+impl Error {
+    /// Whether another device might do what this one cannot: it is not there, does not work, or has too little memory.
+    pub(crate) fn is_of_device(&self) -> bool {
+        match self {
+            Error::Cuda(_) | Error::Pjrt(_) | Error::Neuron(_) | Error::NoPlugin | Error::Device(_) => true,
+            Error::Plan(error) => matches!(error, PlanError::OutOfMemory { .. }),
+            _ => false,
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use std::{
+    collections::VecDeque,
     panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -45,6 +46,8 @@ struct Inner {
 pub struct Builder {
     model: String,
     device: Device,
+    /// In the order in which they are tried after it.
+    fallbacks: VecDeque<Device>,
     options: DeviceOptions,
     runner: RunnerConfig,
     engine: EngineConfig,
@@ -83,6 +86,7 @@ impl Model {
         Builder {
             model: model.into(),
             device: Device::default(),
+            fallbacks: VecDeque::new(),
             options: DeviceOptions::default(),
             runner: RunnerConfig::default(),
             engine: EngineConfig::default(),
@@ -207,6 +211,13 @@ impl Builder {
         self
     }
 
+    /// Serve on this device where those named before cannot be opened, or have too little memory; in the order of the calls. Each
+    /// one that is passed over is a warning that says why. Without this such a device is an error. The bits are the same.
+    pub fn fallback(mut self, device: Device) -> Self {
+        self.fallbacks.push_back(device);
+        self
+    }
+
     /// Use the host's processors so.
     pub fn cpu(mut self, cpu: CpuOptions) -> Self {
         self.options.cpu = cpu;
@@ -274,8 +285,8 @@ impl Builder {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn load(self) -> Result<Loaded, Error> {
-        let plan = self.plan()?;
+    pub fn load(mut self) -> Result<Loaded, Error> {
+        let plan = self.settle()?;
         let runner = self.runner_of(&plan)?;
         Ok(Loaded { plan, runner })
     }
@@ -284,8 +295,8 @@ impl Builder {
     ///
     /// # Errors
     /// As [`Model::open`].
-    pub fn open(self) -> Result<Model, Error> {
-        let plan = self.plan()?;
+    pub fn open(mut self) -> Result<Model, Error> {
+        let plan = self.settle()?;
         let template = self.chat_template.as_ref().or(plan.checkpoint.chat_template.as_ref());
         let template = template.map(|text| ChatTemplate::new(text)).transpose()?;
         let (tokenizer, runner) = thread::scope(|scope| {
@@ -314,6 +325,20 @@ impl Builder {
             let model = Loading { config, weights, runner, plan: &plan.memory, on_weight };
             device::compile(device, options, model, on_bucket)
         })
+    }
+
+    /// Takes the first device that can be opened and holds the model.
+    fn settle(&mut self) -> Result<Plan, Error> {
+        loop {
+            match self.plan() {
+                Err(error) if error.is_of_device() && !self.fallbacks.is_empty() => {
+                    let next = self.fallbacks.pop_front().unwrap_or_default();
+                    let device = std::mem::replace(&mut self.device, next);
+                    tracing::warn!(%error, "{device} cannot serve {}; falling back to {}", self.model, self.device);
+                }
+                plan => return plan,
+            }
+        }
     }
 
     fn runner_of(&self, plan: &Plan) -> Result<Box<dyn Runner>, Error> {

@@ -1,7 +1,9 @@
 use std::ops::Range;
 
 use crate::{
-    Activation, AttentionBatch, AttentionParams, DType, Error, Experts, FeedForward, Format, Heads, HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape, Tensor, Weight, decompose,
+    Activation, AttentionBatch, AttentionParams, DType, Error, Experts, FeedForward, Format, Heads,
+    HostTensor, HostWeight, Input, KvCache, PlainWeight, Result, RopeTable, Routes, Routing, Scalar, Shape,
+    Tensor, Weight, decompose,
 };
 
 /// What a device is and what it takes. What is absent here is refused, never degraded.

@@ -32,7 +32,8 @@ pub use exp::{exp, gelu_tanh, sigmoid, silu, tanh};
 pub use format::{Format, FormatError, FormatKind};
 pub use host::{Bytes, HostTensor, HostWeight, Storage};
 pub use ops::{
-    Activation, AttentionBatch, AttentionParams, Experts, FeedForward, Heads, Input, KvCache, KvShape, RopeTable, Routes, Routing,
+    Activation, AttentionBatch, AttentionParams, Experts, FeedForward, Heads, Input, KvCache, KvShape,
+    RopeTable, Routes, Routing,
 };
 pub use shape::{Dims, Shape};
 pub use tensor::Tensor;
