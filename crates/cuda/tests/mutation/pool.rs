@@ -1,6 +1,7 @@
 //! The cases that mutants are run on.
 
 use samebits_conformance::{AttentionSteps, Case, Check, Group, Op, Rng};
+use samebits_cuda::FAST_FROM_OF_BLOCKS;
 use samebits_tensor::{
     Activation, AttentionParams, CompareOp, DType, Format, HostTensor, HostWeight, KvShape, Scalar, Shape,
     testing::{extreme_blocks, random_blocks},
@@ -14,6 +15,15 @@ pub(crate) const WIDE: &str = "wide/";
 
 /// Begins the names of cases for a device whose layers are products of bf16.
 pub(crate) const BF16: &str = "bf16/";
+
+/// Begins the names of cases for a device whose products are not exact.
+pub(crate) const FAST: &str = "fast/";
+
+/// Memory that weights of these cases fill when they are unpacked.
+pub(crate) const SCRATCH_BYTES: usize = UNPACKED.0 * UNPACKED.1 * 2;
+
+/// Rows and columns of these weights.
+const UNPACKED: (usize, usize) = (64, 256);
 
 /// All cases, the same in each process: those of the suite, and what kernels have beyond the decompositions that it is for.
 pub(crate) fn cases() -> Vec<Case> {
@@ -29,7 +39,7 @@ pub(crate) fn cases() -> Vec<Case> {
         suite.into_iter().chain(repeated).chain(layers()).chain(fused()).chain(dense_values()).chain(casts());
     let suite = suite.chain(ends()).chain(experts()).chain(exact()).chain(ties());
     let suite = suite.chain(attention(WIDE)).chain(attention(""));
-    suite.chain(moves()).chain(rows()).chain(wrong_indices()).collect()
+    suite.chain(unpacked()).chain(moves()).chain(rows()).chain(wrong_indices()).collect()
 }
 
 /// Each operation of elements with as many as all threads take in a whole number of strides, whatever the size of an element:
@@ -89,6 +99,15 @@ fn layers() -> Vec<Case> {
         })
     });
     quantized.chain(dense).flat_map(layers).chain(by_bf16).collect()
+}
+
+/// Layers whose weights are unpacked first.
+fn unpacked() -> impl Iterator<Item = Case> {
+    let formats = Format::ALL.into_iter().filter(|format| format.is_quantized());
+    formats.map(|format| {
+        let case = layer(format, FAST_FROM_OF_BLOCKS + 1, UNPACKED.0, UNPACKED.1);
+        Case { name: format!("{FAST}{}", case.name), ..case }
+    })
 }
 
 fn layer(format: Format, tokens: usize, rows: usize, cols: usize) -> Case {

@@ -10,7 +10,7 @@ use std::{
 use ptx_sim::{Mutation, Order, Sim};
 use samebits_conformance::{Case, compare};
 use samebits_cpu::Host;
-use samebits_cuda::Cuda;
+use samebits_cuda::{Cuda, Numerics};
 use samebits_tensor::HostTensor;
 use serde_json::{Value, json};
 
@@ -33,6 +33,8 @@ struct Worker {
     wide: Cuda,
     /// Of an architecture whose layers are products of bf16; for cases whose names begin with [`pool::BF16`].
     bf16: Cuda,
+    /// Whose products are not exact; for cases whose names begin with [`pool::FAST`], which no reference has the bits of.
+    fast: Cuda,
     cases: Vec<Case>,
     /// Of kernels that are not changed.
     expected: HashMap<usize, Outcome>,
@@ -44,8 +46,9 @@ pub(crate) fn serve() {
         return;
     }
     let sim = Sim::alone().expect("the stand-in for the driver");
-    let [narrow, wide, bf16] = open(&sim);
-    let mut worker = Worker { sim, narrow, wide, bf16, cases: pool::cases(), expected: HashMap::new() };
+    let [narrow, wide, bf16, fast] = open(&sim);
+    let (cases, expected) = (pool::cases(), HashMap::new());
+    let mut worker = Worker { sim, narrow, wide, bf16, fast, cases, expected };
     for line in stdin().lock().lines() {
         let line = line.expect("a request");
         let mut words = line.split(' ');
@@ -67,14 +70,16 @@ fn number(text: &str) -> usize {
 }
 
 /// Devices on which a byte behind a tensor is out of bounds.
-fn open(sim: &Sim) -> [Cuda; 3] {
+fn open(sim: &Sim) -> [Cuda; 4] {
     let builder = Cuda::builder().memory_bytes(64 << 20).tensors_apart();
     let [narrow, wide] =
         [builder.clone().blocks_max(2), builder.clone()].map(|builder| builder.open().expect("a device"));
     sim.set("PTX_SIM_CAPABILITY", "103");
-    let bf16 = builder.open().expect("a device");
+    let bf16 = builder.clone().open().expect("a device");
     sim.set("PTX_SIM_CAPABILITY", "90");
-    [narrow, wide, bf16]
+    let library = ptx_sim::library().expect("the stand-in for cuBLASLt");
+    let fast = builder.numerics(Numerics::Fast).cublaslt(library).scratch_bytes(pool::SCRATCH_BYTES);
+    [narrow, wide, bf16, fast.open().expect("a device")]
 }
 
 impl Worker {
@@ -85,7 +90,8 @@ impl Worker {
         let found = self.outcome(index);
         let seconds = start.elapsed().as_secs_f64();
         let case = &self.cases[index];
-        if let (Ok(found), Ok(expected)) = (&found, case.run(&Host)) {
+        let is_exact = !case.name.starts_with(pool::FAST);
+        if is_exact && let (Ok(found), Ok(expected)) = (&found, case.run(&Host)) {
             let difference = compare(&expected, found, case.zero_sign_is_open());
             assert!(difference.is_none(), "{}: {}", case.name, difference.unwrap());
         }
@@ -118,7 +124,7 @@ impl Worker {
         self.sim.reset();
         if is_fault && self.outcome(cases[0]).is_err() {
             // What was issued before the fault is in an unknown state.
-            [self.narrow, self.wide, self.bf16] = open(&self.sim);
+            [self.narrow, self.wide, self.bf16, self.fast] = open(&self.sim);
         }
         found.unwrap_or_else(|| json!({ "killed": null }))
     }
@@ -143,6 +149,7 @@ impl Worker {
         let cuda = match &case.name {
             name if name.starts_with(pool::WIDE) => &self.wide,
             name if name.starts_with(pool::BF16) => &self.bf16,
+            name if name.starts_with(pool::FAST) => &self.fast,
             _ => &self.narrow,
         };
         case.run(cuda).map_err(|error| error.to_string())
