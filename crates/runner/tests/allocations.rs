@@ -157,7 +157,9 @@ fn allocations(mut runner: ModelRunner<Cpu>) -> usize {
 #[test]
 fn a_decoding_step_allocates_nothing() {
     let models = Architecture::ALL.map(|architecture| (architecture, Format::Q4_0));
-    let formats = [Format::Q4K, Format::BF16].map(|format| (Architecture::Llama, format));
+    let formats = [Architecture::Llama, Architecture::Qwen3Moe]
+        .into_iter()
+        .flat_map(|architecture| [Format::Q4K, Format::BF16].map(|format| (architecture, format)));
     for (architecture, format) in models.into_iter().chain(formats) {
         for threads in [1, 2] {
             let found = allocations(runner(architecture, format, threads));

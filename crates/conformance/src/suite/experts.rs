@@ -150,19 +150,18 @@ pub(super) fn experts() -> Vec<Case> {
     cases
 }
 
-/// Tokens alone and in small groups against a batch, which crosses from few choices to many: the case of all, and its parts.
-pub(super) fn batches() -> Vec<(Case, Vec<(Range<usize>, Case)>)> {
+/// Tokens alone and in small groups against a batch, which crosses from few choices to many: the case of all, some tokens, and
+/// the case of those.
+pub(super) fn batches() -> Vec<(Case, Range<usize>, Case)> {
     use Format::{F16, Q4_1, Q4K, Q6K};
     let layers = [[Q4_1, Q4_1, Q4_1], [Q4K, Q4K, Q6K], [F16, F16, F16]];
-    let cases = layers.into_iter().map(|formats| {
+    let cases = layers.into_iter().flat_map(|formats| {
         let layer = Layer { formats, count: 8, n: 48, blocks: 1 };
         let whole = layer.case(17, 2, Spread::Random, Activations::Outliers, false);
-        let part = |tokens: Range<usize>| {
+        [0..1, 16..17, 2..5, 3..10].map(|tokens| {
             let inputs = whole.inputs.iter().map(|x| super::invariance::rows_of(x, tokens.clone())).collect();
-            (tokens, Case { inputs, ..whole.clone() })
-        };
-        let parts = [0..1, 16..17, 2..5, 3..10].map(part);
-        (whole.clone(), parts.into())
+            (whole.clone(), tokens, Case { inputs, ..whole.clone() })
+        })
     });
     cases.collect()
 }

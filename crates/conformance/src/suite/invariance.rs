@@ -98,11 +98,9 @@ fn batch_rows() -> Vec<Invariance> {
 }
 
 fn batch_experts() -> impl Iterator<Item = Invariance> {
-    experts::batches().into_iter().flat_map(|(whole, parts)| {
-        parts.into_iter().map(move |(rows, part)| {
-            let name = format!("batch_invariance/{}/tokens {rows:?}", whole.name);
-            pair(name, whole.clone(), part, rows)
-        })
+    experts::batches().into_iter().map(|(whole, rows, part)| {
+        let name = format!("batch_invariance/{}/tokens {rows:?}", whole.name);
+        pair(name, whole, part, rows)
     })
 }
 
