@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use super::linear::{linear_groups, without_tiny};
+use super::{
+    linear::{linear_groups, without_tiny},
+    top_k,
+};
 use crate::{
-    Activation, Backend, BinaryOp, CompareOp, DType, Experts, Input, PlainWeight, Result, Routes, Routing,
-    Tensor, try_map,
+    Activation, Backend, BinaryOp, DType, Experts, Input, PlainWeight, Result, Routes, Routing, Tensor,
+    try_map,
 };
 
 /// The `top_k` experts of each row of `logits [t, experts]`, and their weights.
@@ -17,37 +20,14 @@ use crate::{
 /// Source: Shazeer et al., "Outrageously Large Neural Networks", 2017, with the softmax before the choice as in Fedus et al.,
 /// "Switch Transformers", 2021.
 pub fn route<B: Backend>(logits: &Tensor<B>, routing: Routing) -> Result<Routes<B>> {
-    let &[t, count] = logits.dims() else { unreachable!("a matrix") };
-    let probabilities = logits.softmax()?;
-    let experts = greatest(&probabilities, routing.top_k)?;
-    let row = Tensor::iota(logits.backend(), experts.shape(), 0)?.scalar(BinaryOp::Mul, count as i32)?;
-    let at = row.add(&experts)?.reshape([t * routing.top_k])?;
-    let mut weights = probabilities.reshape([t * count])?.gather(&at)?.reshape([t, routing.top_k])?;
+    let found = top_k(&logits.softmax()?, routing.top_k)?;
+    let (experts, mut weights) = (found.at(1, 0)?, found.at(1, 1)?.bitcast(DType::F32)?);
     if routing.normalize {
         let first = weights.at(1, 0)?;
         let sum = (1..routing.top_k).try_fold(first, |sum, choice| sum.add(&weights.at(1, choice)?))?;
         weights = weights.div(&sum.repeat(1, routing.top_k)?)?;
     }
     Ok(Routes { experts, weights })
-}
-
-/// Indices `[t, top_k]` of the greatest of each row of `x [t, n]`, whose values are all +0 or more, or all NaN.
-fn greatest<B: Backend>(x: &Tensor<B>, top_k: usize) -> Result<Tensor<B>> {
-    let &[t, n] = x.dims() else { unreachable!("a matrix") };
-    let index = Tensor::iota(x.backend(), [t, n], 1)?;
-    // As integers the bits of such floats are in their order; all of a row of NaN count as equal.
-    let bits = x.bitcast(DType::I32)?;
-    let mut keys = x.compare(CompareOp::Eq, x)?.select(&bits, &bits.filled(0)?)?;
-    let mut chosen = Vec::new();
-    for _ in 0..top_k {
-        let is_greatest = keys.compare(CompareOp::Eq, &keys.max_last()?.repeat(1, n)?)?;
-        let before_last = index.filled(n as i32 - 1)?.sub(&index)?;
-        let lowest = is_greatest.select(&before_last, &index.filled(-1)?)?.max_last()?;
-        let lowest = lowest.filled(n as i32 - 1)?.sub(&lowest)?;
-        keys = index.compare(CompareOp::Eq, &lowest.repeat(1, n)?)?.select(&keys.filled(-1)?, &keys)?;
-        chosen.push(lowest.reshape([t, 1])?);
-    }
-    Tensor::concat(&chosen.iter().collect::<Vec<_>>(), 1)
 }
 
 /// What the experts of `routes` make of an input `[t, k]`, as `[t, n]`: for each token `((w0 * y0) + w1 * y1) + …` over its
