@@ -8,7 +8,7 @@ use samebits_engine::{
     SamplingParams, Scratch, TokenId, Vocabulary, random_bits,
 };
 
-criterion_group!(benches, step, sampler);
+criterion_group!(benches, step, prefix, sampler);
 criterion_main!(benches);
 
 /// Returns constant logits at once; with 16 tokens, what is measured is the engine and not the copy of logits.
@@ -86,6 +86,27 @@ fn step(criterion: &mut Criterion) {
                     refill(&mut engine, sequences);
                 }
                 engine.step().unwrap()
+            });
+        });
+    }
+}
+
+/// A request for one token after a long prompt, whose pages are all known but the last; or none are, since each is salted anew.
+fn prefix(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("prompt_of_4095_tokens");
+    for name in ["known", "new"] {
+        let mut engine = engine(1);
+        engine.cancel(RequestId(0));
+        let mut number = 0u64;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                number += 1;
+                let mut request = Request::new(RequestId(number), (0..4095).map(|i| i % 13).collect(), 1);
+                request.cache_salt = if name == "new" { number.to_string() } else { String::new() };
+                engine.add(request).unwrap();
+                while !engine.is_idle() {
+                    black_box(engine.step().unwrap());
+                }
             });
         });
     }
