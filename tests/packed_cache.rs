@@ -13,8 +13,14 @@ use common::{batch, fixtures, pages, prompt, step};
 use samebits::{CpuOptions, Device, Model, RunnerConfig};
 use tempfile::TempDir;
 
-const MODELS: [&str; 4] =
-    ["gguf/llama.mixed32.gguf", "gguf/wide.mixed256.gguf", "qwen3", "gguf/qwen2.F32.gguf"];
+const MODELS: [&str; 6] = [
+    "gguf/llama.mixed32.gguf",
+    "gguf/wide.mixed256.gguf",
+    "qwen3",
+    "gguf/qwen2.F32.gguf",
+    "qwen3_moe",
+    "gguf/wide_moe.mixed256.gguf",
+];
 
 fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
