@@ -378,9 +378,11 @@ fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
     for batch in [vec![(0, 168)], alone(168)] {
         cases.push(attention_case(prefix, [1, 1, head_dim], &params(40), &batch));
     }
-    // Rows see their own key alone. The value of each other key is no number; then all scores are -inf, and what is not seen must
-    // not count all the same.
-    for (batch, kinds) in [(vec![(0, 136)], &["even", "odd", "-inf"][..]), (alone(136), &["-inf"])] {
+    // Rows see their own key alone. The value of each other key is no number, or what else is in the cache; then all scores are -inf,
+    // and what is not seen must not count all the same.
+    for (batch, kinds) in
+        [(vec![(0, 136)], &["even", "odd", "stale", "-inf"][..]), (alone(136), &["stale", "-inf"])]
+    {
         for &kind in kinds {
             let mut case = attention_case(prefix, [1, 1, head_dim], &params(1), &batch);
             case.name += kind;
@@ -392,6 +394,11 @@ fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
                 tensor(x.shape().dims(), DType::F32, bytes)
             };
             match kind {
+                "stale" => {
+                    for part in [8, 10] {
+                        case.inputs[part] = of(&case.inputs[part], &|_| f32::NAN);
+                    }
+                }
                 "-inf" => {
                     case.inputs[0] = of(&case.inputs[0], &|_| 3e38);
                     case.inputs[1] = of(&case.inputs[1], &|_| -3e38);
