@@ -159,8 +159,11 @@ fn ends() -> Vec<Case> {
 fn experts() -> Vec<Case> {
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
         let len = format.block_len();
-        let long =
-            if len == 32 { [(2, 1120), (1, 17440), (67, 1120)] } else { [(2, 1280), (1, 17664), (67, 1280)] };
+        let long = if len == 32 {
+            [(2, 1120), (2, 384), (1, 17440), (67, 1120)]
+        } else {
+            [(2, 1280), (2, 1024), (1, 17664), (67, 1280)]
+        };
         let ends = (64..128).filter(|tokens| matches!(tokens % 8, 2 | 3)).map(move |tokens| (tokens, len));
         let shapes =
             ends.chain(long).map(move |(tokens, k)| (tokens, [k, len, if tokens % 2 == 0 { 5 } else { 13 }]));
