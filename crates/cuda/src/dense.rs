@@ -9,7 +9,7 @@ const OP: &str = "linear";
 
 /// Threads of a block, and of a warp.
 const THREADS: u32 = 128;
-const WARP: usize = 32;
+pub(crate) const WARP: usize = 32;
 
 /// Columns that are read at once.
 pub(crate) const EACH: usize = 8;

@@ -49,6 +49,19 @@ enum Operand {
     Floats(Tensor<Cuda>),
 }
 
+/// The kernels of a layer, and what they take.
+struct Layer<'a> {
+    /// Of the rows.
+    inputs: Vec<Option<Buffer>>,
+    /// Of the weight.
+    parts: Vec<&'a [u8]>,
+    /// For pairs alone and for groups of them.
+    kernels: [&'static str; 2],
+    /// Rows of a block, and bytes of its shared memory, where it has a pair.
+    rows: usize,
+    shared: usize,
+}
+
 impl Cuda {
     /// See [`decompose::route`].
     pub(crate) fn routed(&self, logits: &Tensor<Self>, routing: Routing) -> Result<Routes<Self>> {
@@ -157,52 +170,51 @@ impl Cuda {
         let (count, n) = (pairs.experts.shape().elements(), weight.rows() / pairs.count as usize);
         let shape = Shape::from([count, n]);
         let out = self.room(OP, &shape, DType::F32)?;
-        let (inputs, parts, kernels, rows, shared) = match (x, &weight.packed().held) {
-            (Operand::Blocks(x), Held::Blocks(blocks)) => {
-                let inputs = match pairs.order {
-                    Some(_) => x.of_tiles(self, blocks.format())?.into(),
-                    None => vec![Some(x.q.data().clone()), Some(x.scale.data().clone())],
-                };
-                (inputs, blocks.arguments().collect(), linear::Kernels::of(blocks.format()).experts, 16, 0)
-            }
-            (Operand::Floats(x), Held::Dense(values)) => {
-                let parts = vec![values.data().argument()];
-                (
-                    vec![Some(x.data().clone())],
-                    parts,
-                    dense::of_experts(values.dtype()),
-                    32,
-                    dense::shared_bytes(1),
-                )
-            }
-            _ => unreachable!("rows as the weight takes them"),
-        };
+        let layer = self.layer(x, weight, pairs)?;
         let mut arguments = vec![out.argument()];
-        arguments.extend(inputs.iter().map(|input| input.as_ref().map_or(bytes_of(&0u64), Buffer::argument)));
-        arguments.extend::<Vec<&[u8]>>(parts);
-        let extents = [extent(OP, n)?, extent(OP, weight.cols())?];
-        let number = indexed(OP);
-        let (kernel, grid) = match &pairs.order {
-            Some(order) => {
-                arguments.push(order.groups.argument());
-                arguments.extend(extents.iter().map(bytes_of));
-                let blocks = (extent(OP, n.div_ceil(GROUP))?, order.count);
-                (kernels[1], Grid { blocks, threads: linear::THREADS, shared: 0 })
-            }
-            None => {
-                arguments.extend([
-                    pairs.experts.data().argument(),
-                    bytes_of(&per_row),
-                    bytes_of(&pairs.count),
-                ]);
-                arguments.extend(extents.iter().map(bytes_of));
-                arguments.extend([bytes_of(&number), self.fault()]);
-                let blocks = (extent(OP, n.div_ceil(rows))?, extent(OP, count)?);
-                (kernels[0], Grid { blocks, threads: linear::THREADS, shared: extent(OP, shared)? })
-            }
+        arguments.extend(
+            layer.inputs.iter().map(|input| input.as_ref().map_or(bytes_of(&0u64), Buffer::argument)),
+        );
+        arguments.extend(layer.parts);
+        let (number, extents) = (indexed(OP), [extent(OP, n)?, extent(OP, weight.cols())?]);
+        let extents = extents.iter().map(bytes_of);
+        let grid = |rows: usize, down: u32, shared: usize| -> Result<Grid> {
+            let blocks = (extent(OP, n.div_ceil(rows))?, down);
+            Ok(Grid { blocks, threads: linear::THREADS, shared: extent(OP, shared)? })
         };
-        self.launch(kernel, grid, &arguments, &shape)?;
+        if let Some(order) = &pairs.order {
+            arguments.extend([order.groups.argument()].into_iter().chain(extents));
+            self.launch(layer.kernels[1], grid(GROUP, order.count, 0)?, &arguments, &shape)?;
+        } else {
+            arguments.extend([pairs.experts.data().argument(), bytes_of(&per_row), bytes_of(&pairs.count)]);
+            arguments.extend(extents.chain([bytes_of(&number), self.fault()]));
+            let grid = grid(layer.rows, extent(OP, count)?, layer.shared)?;
+            self.launch(layer.kernels[0], grid, &arguments, &shape)?;
+        }
         Ok(self.floats(&shape, out))
+    }
+
+    fn layer<'a>(&self, x: &mut Operand, weight: &'a Weight<Self>, pairs: &Pairs<'_>) -> Result<Layer<'a>> {
+        Ok(match (x, &weight.packed().held) {
+            (Operand::Blocks(x), Held::Blocks(blocks)) => Layer {
+                inputs: match pairs.order {
+                    Some(_) => x.of_tiles(self, blocks.format())?.into(),
+                    None => [&x.q, &x.scale].map(|part| Some(part.data().clone())).into(),
+                },
+                parts: blocks.arguments().collect(),
+                kernels: linear::Kernels::of(blocks.format()).experts,
+                rows: linear::FEW[0].1,
+                shared: 0,
+            },
+            (Operand::Floats(x), Held::Dense(values)) => Layer {
+                inputs: vec![Some(x.data().clone())],
+                parts: vec![values.data().argument()],
+                kernels: dense::of_experts(values.dtype()),
+                rows: dense::WARP,
+                shared: dense::shared_bytes(1),
+            },
+            _ => unreachable!("rows as the weight takes them"),
+        })
     }
 
     /// Adds the outputs of each token's pairs, weighted, in the order of its choices.

@@ -22,7 +22,7 @@ const TOKENS_BF16: usize = 32;
 const SLOW_INT8: [(i32, i32); 1] = [(10, 3)];
 
 /// Kernels that read weights once for a few tokens: tokens and rows of a block.
-const FEW: [(usize, usize); 2] = [(1, 16), (8, 8)];
+pub(crate) const FEW: [(usize, usize); 2] = [(1, 16), (8, 8)];
 
 /// Tokens that these take at most where tiles would not fill a device, and tiles that do: two for each multiprocessor of an H100.
 const FEW_MAX: usize = 32;

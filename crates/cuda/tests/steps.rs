@@ -4,7 +4,10 @@ use std::cell::Cell;
 
 use ptx_sim::Sim;
 use samebits_cuda::Cuda;
-use samebits_tensor::{Backend, BinaryOp, DType, Result, StepInput, StepKey, Tensor, decompose};
+use samebits_tensor::{
+    Activation, Backend, BinaryOp, DType, Experts, Format, HostWeight, Input, Result, Routing, StepInput,
+    StepKey, Tensor, Weight, decompose, testing::random_blocks,
+};
 
 const OUT_OF_MEMORY: u32 = 2;
 const CAPTURE_INVALIDATED: u32 = 901;
@@ -166,4 +169,36 @@ fn no_more_steps_are_kept_than_there_is_room_for() {
         }
     }
     assert_eq!((sim.calls("cuGraphInstantiateWithFlags"), sim.calls("cuGraphExecDestroy")), (70, 6));
+}
+
+/// Pairs of a token and an expert that have blocks of their own, and those that are put in order on the device.
+#[test]
+fn a_choice_of_experts_is_recorded_and_made_anew() {
+    let sim = Sim::alone().unwrap();
+    let cuda = open();
+    let weight = |rows: usize, format: Format| {
+        let bytes = random_blocks(format, 8 * rows, 32, 7).into();
+        let host = HostWeight { name: "weight".into(), format, shape: vec![8 * rows, 32], bytes };
+        Weight::pack(&cuda, &host).unwrap()
+    };
+    let (gate, up, down) = (weight(32, Format::Q4_0), weight(32, Format::Q8_0), weight(9, Format::Q4_1));
+    for tokens in [3, 40] {
+        let run = |key: Option<StepKey>, values: &[i32]| {
+            let inputs = [StepInput { dims: &[tokens, 32], values }];
+            let result = cuda.step(key, inputs, |[x]| {
+                let x = x.cast(DType::F32)?;
+                let routes = x.narrow(1, 0..8)?.route(Routing { top_k: 2, normalize: true })?;
+                let (gate, up, down) = (&gate, &up, &down);
+                Input::from(&x)
+                    .experts(Experts { gate, up, down, count: 8, activation: Activation::Silu }, &routes)
+            });
+            result.unwrap().to_vec::<f32>().unwrap()
+        };
+        sim.faults("");
+        for seed in 0..4 {
+            let values: Vec<i32> = (0..tokens as i32 * 32).map(|i| (i * 37 + seed * 11) % 19 - 9).collect();
+            assert_eq!(run(key(1), &values), run(None, &values), "step {seed} of {tokens}");
+        }
+        assert_eq!((sim.calls("cuGraphInstantiateWithFlags"), sim.calls("cuGraphLaunch")), (1, 3));
+    }
 }

@@ -158,7 +158,7 @@ fn ends() -> Vec<Case> {
             let case = layer(format, tokens, if tokens.is_multiple_of(2) { 5 } else { 13 }, k);
             Case { name: format!("{prefix}ends/{}", case.name), ..case }
         };
-        let tokens = (64..128).filter(|tokens| tokens % 8 < 2);
+        let tokens = (64..128).filter(|tokens| matches!(tokens % 8, 2 | 3));
         tokens
             .clone()
             .map(move |tokens| of("", tokens))
@@ -176,31 +176,40 @@ fn ends() -> Vec<Case> {
 
 /// The layers of an expert, which end where `layers` and `ends` have others do.
 fn experts() -> Vec<Case> {
-    let mixture = |format: Format, tokens: usize, [k, inner, n]: [usize; 3]| {
-        let name = format!("experts/{format}/t={tokens},k={k},inner={inner},n={n}");
-        let mut rng = Rng::named(&name);
-        let part = |rows, cols| weight(&name, format, rows, cols, false);
-        let weights = vec![part(inner, k), part(inner, k), part(n, inner)];
-        let each = floats([tokens, 1], &rng.bells(tokens));
-        let ids = tensor(&[tokens, 1], DType::I32, vec![0; 4 * tokens]);
-        let inputs = vec![floats([tokens, k], &rng.bells(tokens * k)), ids, each];
-        Case { name, op: Op::Experts(1, Activation::Silu, None), inputs, weights }
-    };
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
         let len = format.block_len();
-        let long =
-            if len == 32 { [(2, 1120), (1, 17440), (67, 1120)] } else { [(2, 1280), (1, 17664), (67, 1280)] };
-        let ends = (64..128).filter(|tokens| tokens % 8 < 2).map(move |tokens| (tokens, len));
+        let long = if len == 32 {
+            [(2, 1120), (2, 384), (1, 17440), (67, 1120)]
+        } else {
+            [(2, 1280), (2, 1024), (1, 17664), (67, 1280)]
+        };
+        let ends = (64..128).filter(|tokens| matches!(tokens % 8, 2 | 3)).map(move |tokens| (tokens, len));
         let shapes =
             ends.chain(long).map(move |(tokens, k)| (tokens, [k, len, if tokens % 2 == 0 { 5 } else { 13 }]));
-        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
+        shapes.map(move |(tokens, dims)| mixture(format, [tokens, 1, 1], dims))
     });
     let dense = [Format::F32, Format::F16, Format::BF16].into_iter().flat_map(|format| {
         let ends = (0..8).map(|end| (17 + end % 4, [24, 24, 8 + end]));
         let shapes = ends.chain([(1, [8200, 8, 3]), (3, [1064, 40, 33]), (67, [1064, 72, 67])]);
-        shapes.map(move |(tokens, dims)| mixture(format, tokens, dims))
+        shapes.map(move |(tokens, dims)| mixture(format, [tokens, 1, 1], dims))
     });
-    quantized.chain(dense).collect()
+    // More choices than a loop takes at once, of which some count less than nothing.
+    let choices = [(3, 7, 9), (5, 6, 7)].map(|routes| mixture(Format::Q8_0, routes.into(), [32, 32, 9]));
+    quantized.chain(dense).chain(choices).collect()
+}
+
+/// `choices` of `count` experts for each of `tokens`, and their layers, `[inner, k]` and `[n, inner]`.
+fn mixture(format: Format, [tokens, choices, count]: [usize; 3], [k, inner, n]: [usize; 3]) -> Case {
+    let name = format!("experts/{format}/t={tokens},k={k},inner={inner},n={n}/{choices} of {count}");
+    let mut rng = Rng::named(&name);
+    let part = |rows, cols| weight(&name, format, count * rows, cols, false);
+    let weights = vec![part(inner, k), part(inner, k), part(n, inner)];
+    let ids: Vec<i32> =
+        (0..tokens).flat_map(|_| rng.order(count).into_iter().take(choices).map(|id| id as i32)).collect();
+    let ids = tensor(&[tokens, choices], DType::I32, bytemuck::cast_slice(&ids).to_vec());
+    let each = floats([tokens, choices], &rng.bells(tokens * choices));
+    let inputs = vec![floats([tokens, k], &rng.bells(tokens * k)), ids, each];
+    Case { name, op: Op::Experts(count, Activation::Silu, None), inputs, weights }
 }
 
 /// Comparisons of what is often equal.
@@ -228,7 +237,7 @@ fn exact() -> Vec<Case> {
         }
     }
     for (format, len) in
-        [(Format::Q8_0, 2592), (Format::Q4K, 4352), (Format::Q8_0, 8448), (Format::Q4K, 8448)]
+        [(Format::Q8_0, 2592), (Format::Q4K, 4352), (Format::Q8_0, 8480), (Format::Q4K, 8448)]
     {
         cases.push(exact_norm(format, len));
     }
@@ -391,9 +400,11 @@ fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
     for batch in [vec![(0, 168)], alone(168)] {
         cases.push(attention_case(prefix, [1, 1, head_dim], &params(40), &batch));
     }
-    // Rows see their own key alone. The value of each other key is no number; then all scores are -inf, and what is not seen must
-    // not count all the same.
-    for (batch, kinds) in [(vec![(0, 136)], &["even", "odd", "-inf"][..]), (alone(136), &["-inf"])] {
+    // Rows see their own key alone. The value of each other key is no number, or what else is in the cache; then all scores are -inf,
+    // and what is not seen must not count all the same.
+    for (batch, kinds) in
+        [(vec![(0, 136)], &["even", "odd", "stale", "-inf"][..]), (alone(136), &["stale", "-inf"])]
+    {
         for &kind in kinds {
             let mut case = attention_case(prefix, [1, 1, head_dim], &params(1), &batch);
             case.name += kind;
@@ -405,6 +416,11 @@ fn attention_ends(prefix: &str, head_dim: usize) -> Vec<Case> {
                 tensor(x.shape().dims(), DType::F32, bytes)
             };
             match kind {
+                "stale" => {
+                    for part in [8, 10] {
+                        case.inputs[part] = of(&case.inputs[part], &|_| f32::NAN);
+                    }
+                }
                 "-inf" => {
                     case.inputs[0] = of(&case.inputs[0], &|_| 3e38);
                     case.inputs[1] = of(&case.inputs[1], &|_| -3e38);

@@ -269,7 +269,7 @@ impl Operators<'_> {
                 (mask ^ mask.wrapping_add(1)).checked_shr(by as u32).unwrap_or(0) == 0
             }
             ("bfi", _) if at == 4 => integer(3).zip(integer(4)).is_some_and(|(from, len)| {
-                type_bytes(self.ty()).is_some_and(|bytes| from + len >= 8 * bytes as u64)
+                type_bytes(self.ty()).is_some_and(|bytes| from + len >= 8 * bytes)
             }),
             _ => false,
         }
