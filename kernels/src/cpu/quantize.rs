@@ -745,3 +745,51 @@ pub(super) fn sum_bytes<S: Simd>(s: S, q: &[u8]) -> i32 {
     }
     s.sum_i32(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Quantises rows `x [m, k]`.
+    fn quantized(isa: Isa, x: &[f32], k: usize, format: Format) -> Activations {
+        let mut activations = Activations::new();
+        activations.reset(isa, x.len() / k, k, format);
+        let pieces = activations.pieces(x.len() / k, k);
+        // SAFETY: the only part, once.
+        (0..pieces.count()).for_each(|i| unsafe { pieces.part(i) }.quantize(isa, x));
+        activations
+    }
+
+    #[test]
+    fn a_band_of_copied_tokens_is_as_if_quantised_alone() {
+        let (k, m) = (512, 13);
+        let x: Vec<f32> = (0..m * k).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+        let (tokens, ends) = ([12u32, 3, 3, 0, 7, 8, 9, 10, 11, 1, 5], [1, 1, 4, 11]);
+        for isa in Isa::available() {
+            for format in [Format::Q4_0, Format::Q8_0, Format::Q4K, Format::Q2K] {
+                let all = quantized(isa, &x, k, format);
+                let mut bands = Activations::new();
+                bands.reset(isa, tokens.len(), k, format);
+                let pieces = bands.bands(&ends, 256);
+                assert_eq!(pieces.across(), 2);
+                for i in 0..pieces.count() {
+                    // SAFETY: each part once.
+                    let piece = unsafe { pieces.part(i) };
+                    let of_piece = piece.tokens();
+                    piece.copy(&all, &tokens[of_piece]);
+                }
+                for (start, end) in [(0, 1), (1, 4), (4, 11)] {
+                    let rows = tokens[start..end].iter().flat_map(|&token| &x[token as usize * k..][..k]);
+                    let alone = quantized(isa, &rows.copied().collect::<Vec<_>>(), k, format);
+                    let (of_band, of_alone) = (bands.band(start..end), alone.all());
+                    let of = |rows: &Rows<'_>| {
+                        let tile = rows.tile(0, end - start);
+                        let floats = [tile.scale, tile.float_sums].concat();
+                        (tile.q.to_vec(), floats, tile.bias.to_vec(), tile.sums.to_vec())
+                    };
+                    assert_eq!(of(&of_band), of(&of_alone), "{format} on {}", isa.name());
+                }
+            }
+        }
+    }
+}

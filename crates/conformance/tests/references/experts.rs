@@ -163,3 +163,33 @@ fn what_does_not_fit_is_refused() {
     what_does_not_fit_is_refused_by(&Host);
     what_does_not_fit_is_refused_by(&Cpu::new().expect("a CPU"));
 }
+
+/// The output of 16 experts for as many tokens, two of them for each.
+fn large<B: Backend>(backend: &B, tokens: usize) -> Vec<u32> {
+    let (format, count, k, inner) = (Format::Q4_0, 16, 2048, 1024);
+    let pack = |rows, cols| {
+        let bytes = random_blocks(format, rows, cols, (rows * cols) as u64).into();
+        Weight::pack(backend, &HostWeight { name: "w".into(), format, shape: vec![rows, cols], bytes })
+            .unwrap()
+    };
+    let (gate, down) = (pack(count * inner, k), pack(count * 32, inner));
+    let layer = Experts { gate: &gate, up: &gate, down: &down, count, activation: Activation::Silu };
+    let ids: Vec<i32> = (0..2 * tokens).map(|choice| (choice * 7 % count) as i32).collect();
+    let x: Vec<f32> = (0..tokens * k).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+    let routes = Routes {
+        experts: Tensor::of(backend, [tokens, 2], &ids).unwrap(),
+        weights: Tensor::of(backend, [tokens, 2], &vec![0.5; ids.len()]).unwrap(),
+    };
+    let y = Input::from(&Tensor::of(backend, [tokens, k], &x).unwrap()).experts(layer, &routes).unwrap();
+    y.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// The decomposition takes as many experts at once as keep its tensors below 2^25 values: 15 of these, be they gathered for 16
+/// choices or given all tokens of 18.
+#[test]
+fn experts_in_several_pieces() {
+    let cpu = Cpu::new().expect("a CPU");
+    for tokens in [8, 9] {
+        assert!(large(&Host, tokens) == large(&cpu, tokens), "{tokens} tokens");
+    }
+}
