@@ -1,25 +1,11 @@
-//! Mixtures of experts: the suite's cases, and shapes on both sides of where pairs of a token and an expert are put in order.
+//! Mixtures of experts, on both sides of where pairs of a token and an expert are put in order.
 
 mod common;
 
-use samebits_conformance::{Case, Group, Op, Rng, check_every, compare};
+use samebits_conformance::{Case, Op, Rng, compare};
 use samebits_cpu::Host;
 use samebits_cuda::Cuda;
 use samebits_tensor::{Activation, DType, Format, HostTensor, HostWeight, Shape, testing::random_blocks};
-
-/// Every so many-th case of the suite; all of them with `SAMEBITS_CASE_STRIDE=1`.
-const STRIDE: usize = 4;
-
-#[test]
-fn the_suite() {
-    let cuda = common::cuda();
-    let stride = std::env::var("SAMEBITS_CASE_STRIDE").ok().map(|it| it.parse().expect("a number"));
-    for (stride, group) in [(1, Group::Route), (stride.unwrap_or(STRIDE), Group::Experts)] {
-        let report = check_every(stride, &cuda, group, &[]);
-        println!("{report}");
-        report.expect_clean();
-    }
-}
 
 /// Weights of floats in whole reads, which the suite's are not.
 #[test]

@@ -74,12 +74,12 @@ fn repeated(suite: &[Case]) -> Vec<Case> {
 /// Layers that fill no tile, for each kernel by its tokens.
 fn layers() -> Vec<Case> {
     // Rows and columns: odd ones, whole tiles and spans, and more columns than a block of threads takes at once.
-    const OF_32: [(usize, usize); 4] = [(17, 1120), (67, 2592), (65, 1536), (2, 17440)];
+    const OF_32: [(usize, usize); 4] = [(17, 736), (67, 2592), (65, 1536), (2, 17440)];
     const OF_256: [(usize, usize); 4] = [(17, 1280), (67, 2816), (65, 2048), (2, 17664)];
     const BF16_OF_32: [(usize, usize, usize); 2] = [(67, 17, 1120), (35, 67, 288)];
     const BF16_OF_256: [(usize, usize, usize); 2] = [(67, 17, 1280), (35, 67, 512)];
     const DENSE: [(usize, usize); 4] = [(17, 72), (67, 1064), (65, 1536), (2, 8200)];
-    const TOKENS: [usize; 7] = [1, 2, 3, 4, 8, 9, 67];
+    const TOKENS: [usize; 8] = [1, 2, 3, 4, 5, 8, 9, 67];
     const ONLY_FEW: usize = 8192;
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized());
     let quantized = quantized.map(|&format| (format, if format.block_len() == 32 { OF_32 } else { OF_256 }));
@@ -158,7 +158,7 @@ fn ends() -> Vec<Case> {
             let case = layer(format, tokens, if tokens.is_multiple_of(2) { 5 } else { 13 }, k);
             Case { name: format!("{prefix}ends/{}", case.name), ..case }
         };
-        let tokens = (64..128).filter(|tokens| matches!(tokens % 8, 2 | 3));
+        let tokens = (64..128).filter(|tokens| (1..4).contains(&(tokens % 8)));
         tokens
             .clone()
             .map(move |tokens| of("", tokens))
@@ -179,11 +179,11 @@ fn experts() -> Vec<Case> {
     let quantized = Format::ALL.iter().filter(|format| format.is_quantized()).flat_map(|&format| {
         let len = format.block_len();
         let long = if len == 32 {
-            [(2, 1120), (2, 384), (1, 17440), (67, 1120)]
+            [(2, 736), (2, 384), (1, 17440), (67, 1120)]
         } else {
             [(2, 1280), (2, 1024), (1, 17664), (67, 1280)]
         };
-        let ends = (64..128).filter(|tokens| matches!(tokens % 8, 2 | 3)).map(move |tokens| (tokens, len));
+        let ends = (64..128).filter(|tokens| (1..4).contains(&(tokens % 8))).map(move |tokens| (tokens, len));
         let shapes =
             ends.chain(long).map(move |(tokens, k)| (tokens, [k, len, if tokens % 2 == 0 { 5 } else { 13 }]));
         shapes.map(move |(tokens, dims)| mixture(format, [tokens, 1, 1], dims))
