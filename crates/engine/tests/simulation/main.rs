@@ -193,7 +193,7 @@ fn a_prompt_that_was_seen_is_not_computed_again() {
 #[test]
 fn a_conversation_goes_on_from_its_own_output() {
     let first = endless(2, 30);
-    let (_, events, _) = steps_of(EngineConfig::default(), &[first.clone()]);
+    let (_, events, _) = steps_of(EngineConfig::default(), std::slice::from_ref(&first));
     let mut prompt = first.prompt.clone();
     prompt.extend(world::tokens(&events));
     prompt.extend([5, 6, 7]);
