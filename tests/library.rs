@@ -42,7 +42,10 @@ fn many_at_once_give_what_each_gives_alone() {
     let alone: Vec<_> = prompts.iter().map(|p| model.generate(p.as_str(), &sampled(7)).unwrap()).collect();
     let together = model.generate_all(prompts.iter().map(String::as_str), &sampled(7));
     for (alone, together) in alone.iter().zip(together) {
-        assert_eq!(*alone, together.unwrap());
+        let mut together = together.unwrap();
+        // The prompts begin alike, and each was served before.
+        together.usage.cached_tokens = alone.usage.cached_tokens;
+        assert_eq!(*alone, together);
     }
 }
 

@@ -65,11 +65,12 @@ pub(crate) fn print_now(piece: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Tokens of the prompt and of the answer, each a second.
+/// Tokens of the prompt, without those that were found in the cache, and of the answer, each a second.
 pub(crate) fn speeds(answer: &Answer) -> (f64, f64) {
     let decoded = answer.usage.completion_tokens.saturating_sub(1) as f64;
     let rate = |tokens: f64, time: Duration| if tokens > 0.0 { tokens / time.as_secs_f64() } else { 0.0 };
-    (rate(answer.usage.prompt_tokens as f64, answer.first), rate(decoded, answer.rest))
+    let computed = answer.usage.prompt_tokens.saturating_sub(answer.usage.cached_tokens);
+    (rate(computed as f64, answer.first), rate(decoded, answer.rest))
 }
 
 fn prompt_text(args: &RunArgs) -> anyhow::Result<String> {
@@ -119,6 +120,7 @@ fn json_report(model: &Model, params: &Params, answer: &Answer, loaded: Duration
         "usage": {
             "prompt_tokens": answer.usage.prompt_tokens,
             "completion_tokens": answer.usage.completion_tokens,
+            "cached_tokens": answer.usage.cached_tokens,
         },
         "device": model.device().name(),
         "numerics_version": samebits::NUMERICS_VERSION,
