@@ -23,6 +23,9 @@ pub(crate) struct Scheduler {
     blocks: BlockManager,
     /// Whether pages are shared by what they hold.
     caches_prefixes: bool,
+    /// The head of the queue that did not fit, and the pages that nobody owned then: it is not looked at again before there are
+    /// more.
+    refused: Option<(u64, usize)>,
     preemptions: u64,
     prefix: PrefixStats,
 }
@@ -55,6 +58,7 @@ impl Scheduler {
             running: Vec::new(),
             waiting: VecDeque::new(),
             caches_prefixes,
+            refused: None,
             preemptions: 0,
             prefix: PrefixStats::default(),
         }
@@ -181,6 +185,11 @@ impl Scheduler {
             return false;
         }
         let Some(sequence) = self.waiting.front() else { return false };
+        let (arrival, unowned) = (sequence.arrival, self.blocks.total() - self.blocks.owned_pages());
+        let is_refused = |(refused, pages)| refused == arrival && unowned <= pages;
+        if !self.running.is_empty() && self.refused.is_some_and(is_refused) {
+            return false;
+        }
         let (tokens, page_size) = (sequence.tokens.len(), self.limits.page_size);
         // The last token's logits are wanted, so it is computed whatever is known.
         let most = if self.caches_prefixes { (tokens - 1) / page_size } else { 0 };
@@ -188,7 +197,10 @@ impl Scheduler {
         let reserve = if self.running.is_empty() { 0 } else { self.limits.pages.div_ceil(64) };
         let beginning = (&sequence.cache_salt, &sequence.tokens[..]);
         let extents = [self.limits.pages_for(tokens), most, reserve];
-        let Some((table, hits)) = self.blocks.start(beginning, page_size, extents) else { return false };
+        let Some((table, hits)) = self.blocks.start(beginning, page_size, extents) else {
+            self.refused = Some((arrival, unowned));
+            return false;
+        };
         let Some(mut sequence) = self.waiting.pop_front() else { return false };
         sequence.pages = table;
         (sequence.computed, sequence.remembered) = (hits * page_size, hits);

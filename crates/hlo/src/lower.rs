@@ -129,6 +129,8 @@ impl Lowering<'_> {
             Op::Select => b.select(&x[0], &x[1], &x[2]),
             Op::MaxReduce => self.max_reduce(&x[0]),
             Op::MatmulExact => self.matmul_exact(&x[0], &x[1]),
+            // HLO has no slice of one row where there is none.
+            Op::Gather if x[0].dims[0] == 0 && dims[0] == 0 => b.reshape(&x[0], dims),
             Op::Gather => b.gather(&x[0], &x[1]),
             Op::Scatter => b.scatter(&x[0], &x[1], &x[2]),
             Op::AllGather(axis) => b.all_gather(&x[0], dims, *axis, self.options.ranks),

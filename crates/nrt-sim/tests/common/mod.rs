@@ -4,10 +4,9 @@
 use std::{
     env,
     ffi::{CString, c_char},
-    fs,
     ops::{Deref, Range},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -43,10 +42,12 @@ pub(crate) fn group(cores: Range<u32>) -> NeuronDevice {
     NeuronDevice::group(runtime(), cores, compiler()).unwrap()
 }
 
-/// An executable script at `path`.
+/// An executable script at `path`. Another process writes it, since a program that a test starts meanwhile would inherit this
+/// one's open file, and what is open for writing cannot be run.
 pub(crate) fn script(path: &Path, text: &str) -> PathBuf {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\""]).arg(path).arg(text);
+    assert!(writer.status().unwrap().success());
     path.into()
 }
 
