@@ -10,7 +10,7 @@ mod output;
 mod plan;
 mod run;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use args::{Args, Command};
 use clap::Parser;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LEVELS)))
         .without_time()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args).map(|()| ExitCode::SUCCESS),
