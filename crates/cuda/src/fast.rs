@@ -8,7 +8,7 @@ use samebits_tensor::{
 
 use crate::{
     Buffer, Cuda, NAME,
-    blas::{self, Blas, BlasError, Extents, Operands},
+    blas::{Blas, BlasError, Extents, Operands},
     driver::Grid,
     error::words,
     layout::extent,
@@ -38,9 +38,6 @@ pub const FAST_FROM_OF_BLOCKS: usize = 256;
 
 /// Bytes of weights that are unpacked at once.
 pub(crate) const SCRATCH_BYTES: usize = 64 << 20;
-
-/// Bytes of the device that [`Numerics::Fast`] takes besides.
-pub const FAST_BYTES: u64 = (SCRATCH_BYTES + blas::WORKSPACE_BYTES) as u64;
 
 /// Rows whose number keeps what follows aligned for cuBLASLt.
 const ROWS: usize = 64;

@@ -58,7 +58,7 @@ use cudarc::driver::DriverError;
 use samebits_tensor::{Capabilities, DType, Error, Format, Result, Shape, contract};
 
 pub use error::OpenError;
-pub use fast::{FAST_BYTES, FAST_FROM, FAST_FROM_OF_BLOCKS, FAST_VERSION, Numerics};
+pub use fast::{FAST_FROM, FAST_FROM_OF_BLOCKS, FAST_VERSION, Numerics};
 pub use memory::Buffer;
 pub use probe::{Hardware, Rates};
 pub use steps::RECORDED_STEPS;

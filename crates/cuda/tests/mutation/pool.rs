@@ -592,6 +592,12 @@ fn wrong_indices() -> Vec<Case> {
         let mut mixed = wrong_expert(index);
         cases.append(&mut mixed);
         let heads = floats([2, 1, 4], &[1.0, -2.0, 3.0, 4.0, 0.5, 6.0, 7.0, 8.0]);
+        cases.push(wrong_place("position", &indices, &integers(&[1, 2])));
+        cases.push(wrong_place(
+            "slot",
+            &integers(&[1, 2]),
+            &integers(&[1, if index == 3 { 16 } else { index }]),
+        ));
         let name = format!("wrong/rope/{index}");
         let inputs = vec![heads, indices.clone(), table.clone(), table];
         cases.push(Case { name, op: Op::Rope, inputs, weights: Vec::new() });
@@ -602,6 +608,23 @@ fn wrong_indices() -> Vec<Case> {
         }));
     }
     cases
+}
+
+/// A token at a position that the table has not, or in a slot that the cache has not.
+fn wrong_place(which: &str, positions: &HostTensor, slots: &HostTensor) -> Case {
+    let name = format!("wrong/rotate_and_store/{which}/{:?}", [positions, slots].map(HostTensor::bytes));
+    let kv = KvShape { pages: 1, page_size: 16, kv_heads: 1, head_dim: 4 };
+    let mut rng = Rng::named(&name);
+    let mut of = |shape: &[usize]| {
+        let values = rng.bells(shape.iter().product());
+        tensor(shape, DType::F32, bytemuck::cast_slice(&values).to_vec())
+    };
+    let [q, k, v] = [[2, 2, 4], [2, 1, 4], [2, 1, 4]].map(|shape| of(&shape));
+    let [cos, sin, k_scale, v_scale] = [[3, 2], [3, 2], [16, 1], [16, 1]].map(|shape| of(&shape));
+    let bytes = || tensor(&[16, 4], DType::I8, vec![7; 64]);
+    let inputs =
+        vec![q, k, v, positions.clone(), cos, sin, slots.clone(), bytes(), k_scale, bytes(), v_scale];
+    Case { name, op: Op::RotateAndStore(kv), inputs, weights: Vec::new() }
 }
 
 /// An expert that there is not, of few pairs and of many.
